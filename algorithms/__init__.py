@@ -1,0 +1,37 @@
+"""Losses as pure functions of tensors: SFT, SAPO with GRPO and GSPO beside it, advantages, reductions, diagnostics."""
+
+from .advantages import AdvantageKind, group_advantages, has_signal
+from .diagnostics import Average, average, gate_histogram, gate_metrics, log_ratio_metrics, rollout_gap_metrics
+from .grpo import clipped, grpo_token_losses
+from .gspo import gspo_token_losses, sequence_ratios
+from .ratios import k3_divergence, log_ratios, truncated_importance_weights
+from .reductions import Reduction, denominator_of, sequence_mean, sequence_sum, token_weights
+from .sapo import gate, sapo_token_losses
+from .sft import sft_token_losses
+
+__all__ = [
+    "AdvantageKind",
+    "Average",
+    "Reduction",
+    "average",
+    "clipped",
+    "denominator_of",
+    "gate",
+    "gate_histogram",
+    "gate_metrics",
+    "group_advantages",
+    "grpo_token_losses",
+    "gspo_token_losses",
+    "has_signal",
+    "k3_divergence",
+    "log_ratio_metrics",
+    "log_ratios",
+    "rollout_gap_metrics",
+    "sapo_token_losses",
+    "sequence_mean",
+    "sequence_ratios",
+    "sequence_sum",
+    "sft_token_losses",
+    "token_weights",
+    "truncated_importance_weights",
+]

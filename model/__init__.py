@@ -1,0 +1,27 @@
+"""The Qwen-VL family as trainers need it: loading, packing, positions, shared-prefix attention, chunked log-probabilities."""
+
+from .families import ANATOMY, Family, ModelFacts, facts_of
+from .head import HeadOutput, TokenLoss, token_loss_head
+from .packing import Budget, PackedRow, Segment, pack
+from .policy import PackedPolicy
+from .positions import image_spans, rope_positions
+from .sequences import ImagePatches, TokenSequence
+
+__all__ = [
+    "ANATOMY",
+    "Budget",
+    "Family",
+    "HeadOutput",
+    "ImagePatches",
+    "ModelFacts",
+    "PackedPolicy",
+    "PackedRow",
+    "Segment",
+    "TokenLoss",
+    "TokenSequence",
+    "facts_of",
+    "image_spans",
+    "pack",
+    "rope_positions",
+    "token_loss_head",
+]

@@ -1,0 +1,175 @@
+"""The language-model head without logits: log-probabilities, entropies and any token loss, a few MiB of logits at a time.
+
+With N = tokens x vocabulary x hidden multiply-adds as one unit, a token-separable loss costs three units for forward and
+backward (logits, their gradient into the hidden states, and into the weight): the loss's derivative is known as soon as
+a chunk's log-probabilities are, so the chunk's logits become their own gradient in place and are never recomputed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TokenLoss = Callable[[Tensor, slice], Tensor]
+"""(log-probabilities of the tokens in a span [n] float32, the span) -> their losses [n]; differentiable in the first."""
+
+_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+"""float32 logits at a time: what stays in a CPU's cache; on a GPU, enough to fill it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOutput:
+    """What the head says of T trained tokens."""
+
+    loss: Tensor
+    """0-d float32: the sum of the token losses; backward() from here."""
+    logprobs_T: Tensor
+    """float32 nats, detached."""
+    entropies_T: Tensor
+    """float32 nats, detached."""
+    is_top1_T: Tensor
+    """bool: the token was the most likely one."""
+
+
+def token_loss_head(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    token_loss: TokenLoss,
+    *,
+    temperature: float = 1.0,
+    separable: bool = True,
+) -> HeadOutput:
+    """Sum of `token_loss` over T tokens, differentiable in the hidden states and the head's weight.
+
+    hidden_TH: states that predict the targets, float32 or bfloat16; weight_VH: the head's weight, V may exceed the
+    tokenizer; targets_T: int64. temperature divides the logits (of losses and of entropies).
+    separable: each token's loss depends on that token's log-probability alone (three units). Otherwise, for losses of
+    whole sequences, a first pass gathers all log-probabilities and the second one recomputes (four units).
+    Under `torch.no_grad()` only the first unit is paid. Double backward is not possible.
+    """
+    with_grad = torch.is_grad_enabled() and (hidden_TH.requires_grad or weight_VH.requires_grad)
+    if not separable:
+        with torch.no_grad():
+            first = _apply(hidden_TH, weight_VH, targets_T, _no_loss, temperature, with_grad=False)
+        with torch.enable_grad():
+            logprobs_T = first.logprobs_T.detach().requires_grad_()
+            value = token_loss(logprobs_T, slice(0, len(targets_T))).sum()
+            (slopes_T,) = torch.autograd.grad(value, logprobs_T)
+        if not with_grad:
+            return HeadOutput(
+                loss=value.detach(),
+                logprobs_T=first.logprobs_T,
+                entropies_T=first.entropies_T,
+                is_top1_T=first.is_top1_T,
+            )
+        second = _apply(
+            hidden_TH, weight_VH, targets_T, lambda x, span: slopes_T[span] * x, temperature, with_grad=True
+        )
+        return HeadOutput(
+            loss=second.loss + (value - second.loss).detach(),
+            logprobs_T=first.logprobs_T,
+            entropies_T=first.entropies_T,
+            is_top1_T=first.is_top1_T,
+        )
+    return _apply(hidden_TH, weight_VH, targets_T, token_loss, temperature, with_grad=with_grad)
+
+
+def _no_loss(logprobs_T: Tensor, span: slice) -> Tensor:
+    return torch.zeros_like(logprobs_T)
+
+
+def _apply(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    token_loss: TokenLoss,
+    temperature: float,
+    *,
+    with_grad: bool,
+) -> HeadOutput:
+    loss, logprobs_T, entropies_T, is_top1_T = _FusedTokenLoss.apply(
+        hidden_TH, weight_VH, targets_T, token_loss, temperature, with_grad
+    )  # pyright: ignore[reportGeneralTypeIssues]
+    return HeadOutput(loss=loss, logprobs_T=logprobs_T, entropies_T=entropies_T, is_top1_T=is_top1_T)
+
+
+def chunk_tokens(num_tokens: int, vocabulary: int, device: torch.device) -> int:
+    """Tokens whose float32 logits fill one chunk, at least 64."""
+    fitting = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"]) // (4 * vocabulary)
+    return min(num_tokens, max(64, fitting)) or 1
+
+
+class _FusedTokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_TH, weight_VH, targets_T, token_loss, temperature, with_grad):  # pyright: ignore
+        num_tokens, vocabulary = hidden_TH.shape[0], weight_VH.shape[0]
+        size = chunk_tokens(num_tokens, vocabulary, hidden_TH.device)
+        weight = weight_VH.to(hidden_TH.dtype)
+        into_hidden = with_grad and ctx.needs_input_grad[0]
+        into_weight = with_grad and ctx.needs_input_grad[1]
+        hidden_grad_TH = torch.empty_like(hidden_TH) if into_hidden else None
+        weight_grad_VH = torch.zeros_like(weight, dtype=torch.float32) if into_weight else None
+        logprobs_T = torch.empty(num_tokens, dtype=torch.float32, device=hidden_TH.device)
+        entropies_T, is_top1_T = torch.empty_like(logprobs_T), torch.empty_like(logprobs_T, dtype=torch.bool)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_TH.device)
+        in_place = hidden_TH.dtype == torch.float32
+        logits_buffer = torch.empty(size if in_place else 0, vocabulary, device=hidden_TH.device)
+        exp_buffer = torch.empty(size, vocabulary, dtype=torch.float32, device=hidden_TH.device)
+        for first in range(0, num_tokens, size):
+            span = slice(first, min(first + size, num_tokens))
+            n = span.stop - span.start
+            hidden, target_N1 = hidden_TH[span], targets_T[span, None]
+            if in_place:
+                logits_NV = torch.mm(hidden, weight.t(), out=logits_buffer[:n])
+            else:
+                logits_NV = torch.mm(hidden, weight.t()).float()
+            if temperature != 1.0:
+                logits_NV.div_(temperature)
+            peak_N1 = logits_NV.amax(-1, keepdim=True)
+            chosen_N1 = logits_NV.gather(1, target_N1) - peak_N1
+            logits_NV.sub_(peak_N1)
+            exp_NV = torch.exp(logits_NV, out=exp_buffer[:n])
+            sum_N = exp_NV.sum(-1)
+            log_sum_N = sum_N.log()
+            entropies_T[span] = log_sum_N - torch.linalg.vecdot(exp_NV, logits_NV) / sum_N
+            is_top1_T[span] = chosen_N1[:, 0] >= 0
+            logprobs_T[span] = chosen_N1[:, 0] - log_sum_N
+            with torch.enable_grad():
+                x_N = logprobs_T[span].clone().requires_grad_(with_grad)
+                value = token_loss(x_N, span).sum()
+                slopes_N = torch.autograd.grad(value, x_N)[0] / temperature if with_grad else None
+            loss += value.detach()
+            if slopes_N is None or not (into_hidden or into_weight):
+                continue
+            # d logp / d logits = onehot - softmax, in the buffer that held the exponentials
+            grad_NV = exp_NV.mul_((-slopes_N / sum_N)[:, None])
+            grad_NV.scatter_add_(1, target_N1, slopes_N[:, None])
+            grad_NV = grad_NV.to(hidden.dtype)
+            if hidden_grad_TH is not None:
+                torch.mm(grad_NV, weight, out=hidden_grad_TH[span])
+            if weight_grad_VH is not None:
+                if in_place:
+                    weight_grad_VH.addmm_(grad_NV.t(), hidden)
+                else:
+                    weight_grad_VH.add_(grad_NV.t() @ hidden)
+        if weight_grad_VH is not None:
+            weight_grad_VH = weight_grad_VH.to(weight_VH.dtype)
+        ctx.save_for_backward(hidden_grad_TH, weight_grad_VH)
+        ctx.spent = False
+        ctx.mark_non_differentiable(logprobs_T, entropies_T, is_top1_T)
+        ctx.set_materialize_grads(False)
+        return loss, logprobs_T, entropies_T, is_top1_T
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):  # pyright: ignore
+        if grad_loss is None:
+            return None, None, None, None, None, None
+        if ctx.spent:
+            raise RuntimeError("the fused head's gradient was made in the forward pass: call backward once a forward")
+        ctx.spent = True
+        hidden_grad_TH, weight_grad_VH = ctx.saved_tensors
+        # The saved gradients are this node's own and are used once: scaling in place saves a second [V, H] tensor.
+        scaled = [None if g is None else g.mul_(grad_loss.to(g.dtype)) for g in (hidden_grad_TH, weight_grad_VH)]
+        return scaled[0], scaled[1], None, None, None, None

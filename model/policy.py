@@ -1,0 +1,195 @@
+"""The packed forward pass: a row in, the loss and the log-probabilities of its trained tokens out."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .attention import ATTENTION_NAME, Kernel, RowAttention, default_kernel
+from .families import ModelFacts
+from .head import HeadOutput, TokenLoss, token_loss_head
+from .packing import Budget, PackedRow, pack
+from .sequences import ImagePatches, TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What the vision tower gives for one image: merged tokens [n, H], and the same for each DeepStack level."""
+
+    merged: Tensor
+    deepstack: tuple[Tensor, ...]
+
+
+class FeatureCache:
+    """Features of images under a frozen tower, kept between passes up to a number of bytes, oldest out first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.bytes = max_bytes, 0
+        self._kept: OrderedDict[str, ImageFeatures] = OrderedDict()
+
+    def get(self, key: str) -> ImageFeatures | None:
+        return self._kept.get(key)
+
+    def put(self, key: str, features: ImageFeatures) -> None:
+        size = sum(t.numel() * t.element_size() for t in (features.merged, *features.deepstack))
+        while self._kept and self.bytes + size > self.max_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self.bytes -= sum(t.numel() * t.element_size() for t in (dropped.merged, *dropped.deepstack))
+        self._kept[key] = features
+        self.bytes += size
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self.bytes = 0
+
+
+class PackedPolicy(nn.Module):
+    """A transformers model (peft-wrapped or not) that reads packed rows. This is what accelerate wraps and shards.
+
+    The vision tower runs once per distinct image of a row; where tower and merger are frozen its features are also kept
+    for later passes over the same images (`feature_cache_bytes`). Logits are never materialised.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        facts: ModelFacts,
+        *,
+        kernel: Kernel | None = None,
+        feature_cache_bytes: int = 1 << 30,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.facts = facts
+        self.kernel = kernel
+        self.features = FeatureCache(feature_cache_bytes)
+        self.always_run_vision = False
+        """True under sharded or data-parallel training: a row without images still takes part in the tower's collectives."""
+        inner = self.base_model
+        if facts.has_vision:
+            inner.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
+        else:
+            inner.set_attn_implementation(ATTENTION_NAME)
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The transformers model, without peft around it."""
+        from peft import PeftModel
+
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """True where no parameter of the vision tower and its mergers is trained."""
+        if not self.facts.has_vision:
+            return True
+        return not any(p.requires_grad for p in self.base_model.model.visual.parameters())
+
+    def forward(
+        self, row: PackedRow, token_loss: TokenLoss, *, temperature: float = 1.0, separable: bool = True
+    ) -> HeadOutput:
+        """The sum of `token_loss` over the row's trained tokens, with their log-probabilities, [T] each."""
+        hidden_TH = self.hidden_states(row)
+        weight_VH = self.base_model.get_output_embeddings().weight
+        assert isinstance(weight_VH, Tensor)
+        with torch.autocast(hidden_TH.device.type, enabled=False):
+            return token_loss_head(
+                hidden_TH, weight_VH, row.targets_T, token_loss, temperature=temperature, separable=separable
+            )
+
+    def hidden_states(self, row: PackedRow) -> Tensor:
+        """[T, H] last hidden states at the positions that predict the row's trained tokens."""
+        attention = RowAttention.of(
+            row.segments, row.num_tokens, row.token_ids_L.device, self.kernel or default_kernel(row.token_ids_L.device)
+        )
+        inner = self.base_model.model
+        if not self.facts.has_vision:
+            output = inner(
+                input_ids=row.token_ids_L[None],
+                position_ids=row.position_ids_RL,
+                attention_mask={"full_attention": None},  # made here already: transformers must not guess packing
+                use_cache=False,
+                row_attention=attention,
+            )
+            return output.last_hidden_state[0][row.predictor_T]
+        vision, unused = self._vision(row)
+        output = inner(
+            input_ids=row.token_ids_L[None],
+            position_ids=row.position_ids_RL[:, None],
+            use_cache=False,
+            row_attention=attention,
+            **vision,
+        )
+        hidden_TH = output.last_hidden_state[0][row.predictor_T]
+        return hidden_TH if unused is None else hidden_TH + unused
+
+    def _vision(self, row: PackedRow) -> tuple[Mapping[str, Any], Tensor | None]:
+        """Keyword arguments with the features of every occurrence, and a zero that keeps an idle tower in the graph."""
+        if not row.images:
+            if not self.always_run_vision:
+                return {}, None
+            features = self._features((_blank_image(self.facts),))
+            return {}, sum((t.sum() for f in features for t in (f.merged, *f.deepstack)), torch.zeros(())) * 0.0
+        features = self._features(row.images)
+        chosen = [features[i] for i in row.image_order]
+        levels = [[f.deepstack[level] for f in chosen] for level in range(self.facts.num_deepstack)]
+        outputs = _VisionOutputs(pooler_output=[f.merged for f in chosen], deepstack_features=levels)
+        return {"mm_encoder_outputs": {"image": outputs}}, None
+
+    def _features(self, images: Sequence[ImagePatches]) -> list[ImageFeatures]:
+        frozen = self.vision_is_frozen
+        missing = [image for image in images if not frozen or self.features.get(image.key) is None]
+        made: dict[str, ImageFeatures] = {}
+        if missing:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                made = dict(zip((image.key for image in missing), self._run_vision(missing), strict=True))
+        features = [made.get(image.key) or self.features.get(image.key) for image in images]
+        if frozen:
+            for key, value in made.items():
+                self.features.put(key, value)
+        return [f for f in features if f is not None]
+
+    def _run_vision(self, images: Sequence[ImagePatches]) -> Iterator[ImageFeatures]:
+        inner = self.base_model.model
+        device = next(inner.visual.parameters()).device
+        pixels = torch.cat([image.pixel_values_PD for image in images]).to(device, non_blocking=True)
+        grids = torch.tensor([image.grid_thw for image in images], device=device)
+        output = inner.get_image_features(pixels, grids, return_dict=True)
+        levels = output.deepstack_features if self.facts.num_deepstack else ()
+        for place, merged in enumerate(output.pooler_output):
+            yield ImageFeatures(merged=merged, deepstack=tuple(level[place] for level in levels))
+
+    @torch.no_grad()
+    def logprobs(
+        self, sequences: Sequence[TokenSequence], budget: Budget, *, temperature: float = 1.0
+    ) -> list[Tensor]:
+        """For each sequence, the [trained tokens] float32 log-probabilities of its trained tokens, on the CPU."""
+        device = next(self.model.parameters()).device
+        found = [torch.empty(0)] * len(sequences)
+        for row in pack(sequences, self.facts, budget):
+            output = self(row.to(device), lambda logprobs, span: logprobs * 0, temperature=temperature)
+            parts = output.logprobs_T.cpu().split(row.lengths_S.tolist())
+            for place, part in zip(row.sequence_ids, parts, strict=True):
+                found[place] = part
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _VisionOutputs:
+    """What the families' forward passes read of a vision tower's output: lists with one tensor an occurrence."""
+
+    pooler_output: list[Tensor]
+    deepstack_features: list[list[Tensor]]
+
+
+def _blank_image(facts: ModelFacts) -> ImagePatches:
+    """The smallest image: one merged patch of zeros."""
+    side = facts.merge_size
+    width = 3 * facts.temporal_patch_size * facts.patch_size**2
+    return ImagePatches(pixel_values_PD=torch.zeros(side * side, width), grid_thw=(1, side, side), key="blank")

@@ -1,0 +1,74 @@
+"""The records that flow: an Example is asked, a Trajectory is what was said, a Group is what was said to one example."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from posttrain.model import ImagePatches
+from posttrain.rewards import Score
+
+Message = Mapping[str, Any]
+"""One chat turn: {"role": "system" | "user" | "assistant" | "tool", "content": str or a list of parts}.
+
+Parts: {"type": "text", "text": ...} and {"type": "image"}; the n-th image part shows the example's n-th image.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row of a data set: a conversation with its images, its task, and the fields that rewards compare with."""
+
+    id: str
+    """Names the row in errors, metrics and the report: `train.jsonl:17`."""
+    task: str
+    """Chooses the rewards and the share in a mixture."""
+    messages: tuple[Message, ...]
+    """The conversation. For RL it ends with a user turn; for SFT with an assistant turn."""
+    images: tuple[Image.Image, ...] = ()
+    """RGB images in the order of their parts, not resized; opened lazily by the data source."""
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    """Reference fields (answer, bbox, ...), read by rewards."""
+
+
+class Status(StrEnum):
+    """How a trajectory ended."""
+
+    FINISHED = "finished"
+    TRUNCATED = "truncated"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One finished episode, token-exact: nothing the policy said is ever tokenised again."""
+
+    example: Example
+    token_ids: np.ndarray
+    """[T] int64, prompt included, image tokens expanded."""
+    mask: np.ndarray
+    """[T] bool; True = said by the policy."""
+    logprobs: np.ndarray
+    """[T] float32, nats; the behaviour policy's, 0 where mask is False."""
+    prompt_length: int
+    """Tokens before the first one of the policy."""
+    images: tuple[ImagePatches, ...] = ()
+    text: str = ""
+    """What the policy said, decoded."""
+    status: Status = Status.FINISHED
+    error: str = ""
+    weights_version: int = 0
+    """How many updates the behaviour policy had seen."""
+    score: Score | None = None
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The trajectories of one example, compared with each other."""
+
+    example: Example
+    trajectories: Sequence[Trajectory]

@@ -1,0 +1,86 @@
+"""Which logged metric is drawn in which chart; every number of a stage lands in exactly one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from posttrain.report.line_chart import LineChart, line_chart
+from posttrain.report.numerals import as_number
+from posttrain.report.run_folder import Row
+
+_LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
+    (
+        "Learning",
+        (
+            ("Reward", ("reward", "reward/mean", "reward/*")),
+            ("Loss", ("loss", "loss/*")),
+            ("Held-out metrics", ("eval/*",)),
+            ("Reward spread within groups", ("reward_std",)),
+            ("Fractions of trajectories", ("zero_signal_frac", "truncated_frac", "unscored_frac", "error_frac")),
+        ),
+    ),
+    (
+        "Policy",
+        (
+            ("Completion length (tokens)", ("length/*",)),
+            ("Entropy (nats)", ("entropy", "entropy/*")),
+            ("KL divergence (nats)", ("kl", "kl/*")),
+        ),
+    ),
+    (
+        "Trust region",
+        (
+            ("SAPO gate, mean", ("gate/*mean",)),
+            ("Tokens with gate below 0.9", ("gate/*below_0.9_frac",)),
+            ("Tokens with gate below 0.5", ("gate/*below_0.5_frac",)),
+            ("Clipped tokens", ("clip*",)),
+            ("|log-ratio| to the old policy (nats)", ("log_ratio/*abs",)),
+            ("Variance of the log-ratio", ("log_ratio/var",)),
+            ("Rollout engine against trainer, |log-prob gap| (nats)", ("rollout_gap/mean", "rollout_gap/max")),
+            ("Rollout engine against trainer, other", ("rollout_gap/*",)),
+            ("Importance weights", ("importance_weight*",)),
+        ),
+    ),
+    (
+        "Optimiser and speed",
+        (
+            ("Learning rate", ("learning_rate", "learning_rate/*")),
+            ("Gradient norm", ("grad_norm",)),
+            ("Tokens per second", ("*tokens_per_s",)),
+            ("Seconds a step", ("time/*",)),
+            ("Memory", ("memory*",)),
+        ),
+    ),
+)
+_NOT_DRAWN = frozenset({"step", "time", "epoch"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanelGroup:
+    """Charts under one heading."""
+
+    title: str
+    charts: Sequence[LineChart]
+
+
+def panel_groups(rows: Sequence[Row]) -> list[PanelGroup]:
+    """The charts of one stage. Keys that no panel names get a chart each under "Other"."""
+    columns = {
+        key: [as_number(row.get(key)) for row in rows]
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in _NOT_DRAWN
+    }
+    steps = [row["step"] for row in rows]
+    groups = []
+    for title, panels in _LAYOUT:
+        charts = []
+        for name, patterns in panels:
+            keys = [k for p in patterns for k in columns if fnmatchcase(k, p)]
+            series = {key: columns.pop(key) for key in dict.fromkeys(keys)}
+            chart = line_chart(name, steps, series)
+            if chart is not None:
+                charts.append(chart)
+        groups.append(PanelGroup(title=title, charts=charts))
+    others = [chart for key, values in columns.items() if (chart := line_chart(key, steps, {key: values})) is not None]
+    groups.append(PanelGroup(title="Other", charts=others))
+    return [group for group in groups if group.charts]

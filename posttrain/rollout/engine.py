@@ -1,0 +1,62 @@
+"""What a rollout engine is: prompts in, sampled tokens with their log-probabilities out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from posttrain.model import ImagePatches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Training needs temperature with top_p 1 and top_k 0: filters are not reproduced by trainers."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to answer `n` times."""
+
+    token_ids: np.ndarray
+    """[T] int64, image tokens expanded (one per merged patch), as the trainer sees it."""
+    images: tuple[ImagePatches, ...] = ()
+    """As the trainer's vision tower reads them."""
+    pictures: tuple[Image.Image, ...] = ()
+    """The same images, already resized, for engines that cut patches themselves."""
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One answer."""
+
+    token_ids: np.ndarray
+    """[T] int64, the end-of-turn token included where it was said."""
+    logprobs: np.ndarray
+    """[T] float32, nats, of the sampled tokens under the distribution they were drawn from."""
+    stop: Literal["end", "length"]
+    weights_version: int
+
+
+class Engine(Protocol):
+    """Samples from the policy's present weights. Vision tokens are never sampled."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
+        """`n` samples for every request, in the order of the requests."""
+        ...
+
+    def update_weights(self, policy: nn.Module, version: int) -> None:
+        """Takes over the policy's weights (adapters merged on the way)."""
+        ...
+
+    def close(self) -> None: ...

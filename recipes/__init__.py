@@ -1,0 +1,1 @@
+"""Recipes: complete YAML files, each opening with its own launch command."""

@@ -1,0 +1,68 @@
+"""What a reward reads and what it returns."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the policy said, and the facts about it that the environment counted."""
+
+    text: str
+    """The policy's text, without the end-of-turn token; thoughts included."""
+    prompt: str = ""
+    """Text of the last user turn."""
+    truncated: bool = False
+    """True where the token limit ended it."""
+    token_ids: tuple[int, ...] = ()
+    """The policy's own tokens."""
+    num_tool_calls: int = 0
+    """Tool calls that the environment ran; never counted from the text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One reward's verdict: a number with its parts, or unscored with a reason. Unscored is never 0.
+
+    `Score(value=0.75, parts={"iou": 0.75})`; `Score.unscored("judge timed out after 30 s")`
+    """
+
+    value: float | None
+    """The reward; None where there is no verdict."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Named components, for metrics and the report."""
+    reason: str = ""
+    """Why it is unscored, or a remark for the report."""
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a reward must be a finite number, got {self.value}; return Score.unscored(reason) instead")
+
+    @classmethod
+    def unscored(cls, reason: str, **parts: float) -> "Score":
+        return cls(value=None, reason=reason, parts=parts)
+
+    @property
+    def is_scored(self) -> bool:
+        return self.value is not None
+
+
+class Reward(Protocol):
+    """A verifier: the completion and the example's reference fields in, a score out.
+
+    Registered rewards are frozen dataclasses whose fields are their options. `full_score` is what a perfect answer
+    earns; `perfect_answer` writes that answer from the reference, so that `posttrain check` can prove before training
+    that every row's reference earns its full reward. It raises `BadReferenceError` where the reference cannot be parsed.
+    """
+
+    def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score: ...
+
+    def perfect_answer(self, reference: Mapping[str, Any]) -> str | None:
+        """The text that earns full marks; None where a reference does not determine one (format, length)."""
+        ...
+
+
+class BadReferenceError(ValueError):
+    """A reference answer that cannot be parsed: an error of the data, never a reward of 0."""
