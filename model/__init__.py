@@ -3,7 +3,7 @@
 from .families import ANATOMY, Family, ModelFacts, facts_of
 from .head import HeadOutput, TokenLoss, token_loss_head
 from .packing import Budget, PackedRow, Segment, pack
-from .policy import PackedPolicy
+from .policy import PackedPolicy, blank_row
 from .positions import image_spans, rope_positions
 from .sequences import ImagePatches, TokenSequence
 
@@ -19,6 +19,7 @@ __all__ = [
     "Segment",
     "TokenLoss",
     "TokenSequence",
+    "blank_row",
     "facts_of",
     "image_spans",
     "pack",

@@ -41,9 +41,14 @@ class Anatomy:
     no_split_layers: tuple[str, ...]
     """Classes of the layers that a sharding wrapper keeps whole."""
     coordinates: Coordinates
+    stored_transposed: tuple[str, ...] = ()
+    """Endings of parameters whose last two axes are swapped in a checkpoint. transformers reads either layout and writes
+    its own; vLLM reads the published one alone."""
 
 
-def _vision_language(title: str, coordinates: Coordinates, *no_split_layers: str) -> Anatomy:
+def _vision_language(
+    title: str, coordinates: Coordinates, *no_split_layers: str, stored_transposed: tuple[str, ...] = ()
+) -> Anatomy:
     return Anatomy(
         title=title,
         auto_class="AutoModelForImageTextToText",
@@ -53,6 +58,7 @@ def _vision_language(title: str, coordinates: Coordinates, *no_split_layers: str
         embeddings=("model.language_model.embed_tokens.", "lm_head."),
         no_split_layers=no_split_layers,
         coordinates=coordinates,
+        stored_transposed=stored_transposed,
     )
 
 
@@ -61,7 +67,11 @@ ANATOMY: Mapping[Family, Anatomy] = {
     Family.QWEN2_5_VL: _vision_language("Qwen2.5-VL", "absolute", "Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"),
     Family.QWEN3_VL: _vision_language("Qwen3-VL", "relative_1000", "Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"),
     Family.QWEN3_VL_MOE: _vision_language(
-        "Qwen3-VL-MoE", "relative_1000", "Qwen3VLMoeTextDecoderLayer", "Qwen3VLMoeVisionBlock"
+        "Qwen3-VL-MoE",
+        "relative_1000",
+        "Qwen3VLMoeTextDecoderLayer",
+        "Qwen3VLMoeVisionBlock",
+        stored_transposed=(".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"),
     ),
     Family.QWEN3: Anatomy(
         title="Qwen3",

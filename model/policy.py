@@ -1,10 +1,11 @@
 """The packed forward pass: a row in, the loss and the log-probabilities of its trained tokens out."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -69,6 +70,8 @@ class PackedPolicy(nn.Module):
         self.features = FeatureCache(feature_cache_bytes)
         self.always_run_vision = False
         """True under sharded or data-parallel training: a row without images still takes part in the tower's collectives."""
+        self.aligned_passes: Callable[[int], int] = int
+        """Forward passes that every rank makes where this one needs n; sharded weights want equal numbers."""
         inner = self.base_model
         if facts.has_vision:
             inner.set_attn_implementation({"text_config": ATTENTION_NAME, "vision_config": "sdpa"})
@@ -172,12 +175,27 @@ class PackedPolicy(nn.Module):
         """For each sequence, the [trained tokens] float32 log-probabilities of its trained tokens, on the CPU."""
         device = next(self.model.parameters()).device
         found = [torch.empty(0)] * len(sequences)
-        for row in pack(sequences, self.facts, budget):
-            output = self(row.to(device), lambda logprobs, span: logprobs * 0, temperature=temperature)
+        rows = pack(sequences, self.facts, budget)
+        for _ in range(self.aligned_passes(len(rows)) - len(rows)):
+            self(blank_row(self.facts).to(device), _nothing)
+        for row in rows:
+            output = self(row.to(device), _nothing, temperature=temperature)
             parts = output.logprobs_T.cpu().split(row.lengths_S.tolist())
             for place, part in zip(row.sequence_ids, parts, strict=True):
                 found[place] = part
         return found
+
+
+def _nothing(logprobs_T: Tensor, span: slice) -> Tensor:
+    """The loss of a pass that only wants log-probabilities."""
+    return logprobs_T * 0
+
+
+def blank_row(facts: ModelFacts) -> PackedRow:
+    """Two padding tokens: what a rank without rows of its own forwards."""
+    ids = np.full(2, facts.pad_token_id, dtype=np.int64)
+    blank = TokenSequence(token_ids=ids, mask=np.array([False, True]))
+    return pack([blank], facts, Budget(tokens=2))[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from .families import ANATOMY, Family
+from .loading import save_model
 
 # Qwen's own split: the first group is hidden when text is decoded without special tokens, the second is kept.
 _CONTROL = (
@@ -61,7 +62,7 @@ class TinySize:
 
     hidden: int = 96
     intermediate: int = 192
-    """Of the language model's MLP; each expert of a mixture has half of it."""
+    """Of the language model's MLP."""
     layers: int = 2
     heads: int = 3
     kv_heads: int = 1
@@ -72,6 +73,8 @@ class TinySize:
     max_positions: int = 4096
     num_experts: int = 4
     experts_per_token: int = 2
+    expert_intermediate: int = 64
+    """Of each expert's MLP. Not hidden nor half of it: square weights would hide which layout a checkpoint is in."""
     vision_hidden: int = 48
     """A multiple of 4 * vision_heads, for the rotary positions."""
     vision_intermediate: int = 96
@@ -107,19 +110,12 @@ def build_tiny(
     Raises ValueError for a size that the generation cannot have.
     """
     size = size or TinySize()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(default_corpus() if corpus is None else corpus, vocab=size.vocab)
     tokenizer.chat_template = _chat_template(family)
     model = _random_model(_config(family, size, tokenizer), seed)
     eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(folder)
-    if family is Family.QWEN3:
-        tokenizer.save_pretrained(folder)
-    else:
-        _processor(family, size, tokenizer).save_pretrained(folder)
-    return folder
+    return save_model(model, tokenizer if family is Family.QWEN3 else _processor(family, size, tokenizer), folder)
 
 
 def train_tokenizer(corpus: Iterable[str], *, vocab: int) -> PreTrainedTokenizerFast:
@@ -260,10 +256,13 @@ def _config(family: Family, size: TinySize, tokenizer: PreTrainedTokenizerFast) 
     }
     if family is Family.QWEN3_VL:
         return Qwen3VLConfig(text_config=text, vision_config=vision, **whole)
+    if size.hidden in (size.expert_intermediate, 2 * size.expert_intermediate):
+        raise ValueError(f"expert_intermediate {size.expert_intermediate} makes square weights at hidden {size.hidden}")
     text |= {
         "num_experts": size.num_experts,
         "num_experts_per_tok": size.experts_per_token,
-        "moe_intermediate_size": size.intermediate // 2,
+        "norm_topk_prob": True,  # transformers always normalises; vLLM reads the key
+        "moe_intermediate_size": size.expert_intermediate,
         "mlp_only_layers": [],
     }
     return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **whole)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,9 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"a reward must be a finite number, got {self.value}; return Score.unscored(reason) instead")
+            raise ValueError(
+                f"a reward must be a finite number, got {self.value}; return Score.unscored(reason) instead"
+            )
 
     @classmethod
     def unscored(cls, reason: str, **parts: float) -> "Score":
@@ -49,12 +51,13 @@ class Score:
         return self.value is not None
 
 
+@runtime_checkable
 class Reward(Protocol):
     """A verifier: the completion and the example's reference fields in, a score out.
 
     Registered rewards are frozen dataclasses whose fields are their options. `full_score` is what a perfect answer
     earns; `perfect_answer` writes that answer from the reference, so that `posttrain check` can prove before training
-    that every row's reference earns its full reward. It raises `BadReferenceError` where the reference cannot be parsed.
+    that every row's reference earns its full reward. It raises `BadReferenceError` for a reference it cannot parse.
     """
 
     def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score: ...

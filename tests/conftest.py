@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import posttrain  # noqa: F401  (its torchvision guard has to come before any test imports transformers)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -14,3 +16,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real sample data (../shared/data) is not beside this checkout")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers (`--dist loadgroup`), the tests that start a vLLM engine share one: engines take every core."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.get_closest_marker("vllm") is not None:
+                item.add_marker(pytest.mark.xdist_group("vllm"))

@@ -1,8 +1,8 @@
 """Runs benchmarks one after the other and keeps the figures that each ends with.
 
-`python tools/run_benchmarks.py [NAME ...]`; without names, every `benchmarks/*.py` that does not begin with an underscore.
-A benchmark's last line is one JSON object. It is appended to `benchmarks/results/NAME.jsonl` with when, on what, and at
-which commit it was measured.
+`python tools/run_benchmarks.py [NAME ...]`; without names, every `benchmarks/*.py` that does not begin with an
+underscore. A benchmark's last line is one JSON object. It is appended to `benchmarks/results/NAME.jsonl` with when, on
+what, and at which commit it was measured.
 """
 
 import json

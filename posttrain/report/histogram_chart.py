@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from posttrain.report.line_chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
-from posttrain.report.numerals import as_number, number
+from posttrain.report.numerals import as_number, number, tick_labels
 from posttrain.report.run_folder import Row
 
 _LOWEST = -4.0
@@ -39,7 +40,7 @@ def histograms(rows: Sequence[Row]) -> tuple[list[Histogram], int]:
     for row in rows:
         edges, counts = _numbers(row.get("edges")), _numbers(row.get("counts"))
         is_whole = len(counts) > 0 and len(edges) == len(counts) + 1 and min(counts) >= 0
-        if not is_whole or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        if not is_whole or any(a >= b for a, b in pairwise(edges)):
             unusable += 1
         elif sum(counts) > 0:
             by_name.setdefault(str(row.get("name", "histogram")), []).append((row["step"], edges, counts))
@@ -64,6 +65,8 @@ def _chart(name: str, logged: Sequence[tuple[int, list[float], list[float]]]) ->
             steps.append(f"L{x(left):.1f} {height:.1f}L{x(right):.1f} {height:.1f}")
         return "".join(steps) + f"L{x(edges[-1]):.1f} {bottom:.1f}Z"
 
+    margin = (high - low) * 1e-6
+    marks = [t for t in ticks(low, high, count=5) if low - margin <= t <= high + margin]
     return Histogram(
         name=name,
         negative="negative" in name,
@@ -71,7 +74,7 @@ def _chart(name: str, logged: Sequence[tuple[int, list[float], list[float]]]) ->
         last_step=shown[-1][0],
         first=outline(*shown[0][1:]) if len(shown) > 1 else "",
         last=outline(*shown[-1][1:]),
-        x_ticks=[(x(t), number(t)) for t in ticks(low, high, count=5) if low <= t <= high * (1 + 1e-9)],
+        x_ticks=list(zip(map(x, marks), tick_labels(marks), strict=True)),
         y_ticks=[(y(p), text) for p, text in ((0, "100 %"), (-1, "10 %"), (-2, "1 %"), (-3, "0.1 %"), (-4, "0.01 %"))],
         total=number(sum(shown[-1][2])),
     )

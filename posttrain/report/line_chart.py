@@ -2,17 +2,22 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from posttrain.report.numerals import number
+import numpy as np
 
-WIDTH, HEIGHT = 400, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+from posttrain.report.numerals import number, tick_labels
+
+WIDTH, HEIGHT = 320, 164
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
 """The plot's margins inside the picture, in SVG units."""
 _MAX_POINTS = 240
 """Points of one drawn line: more than a small chart can show, few enough for a page of many charts."""
 _NUM_COLOURS = 8
+
+Point = tuple[int, float]
+"""(step, finite value)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,49 +54,53 @@ class LineChart:
     """JSON for the pointer's read-out: {"x": steps, "px": positions, "rows": [[label, values, smoothed], ...]}."""
 
 
-def line_chart(title: str, steps: Sequence[int], series: dict[str, Sequence[float | None]]) -> LineChart | None:
-    """None where no series holds a number. `steps` ascend; each series has a number or None for each step."""
-    series = {label: values for label, values in series.items() if any(v is not None for v in values)}
+def line_chart(title: str, series: Mapping[str, Sequence[Point]]) -> LineChart | None:
+    """None where no series holds a number. A series skips the steps at which it was not logged or not finite."""
+    series = {label: points for label, points in series.items() if points}
     if not series:
         return None
-    present = [v for values in series.values() for v in values if v is not None]
-    smoothed = {label: _moving_average(values) for label, values in series.items()}
-    low, high, y_ticks = _y_axis(present)
+    steps = sorted({step for points in series.values() for step, _ in points})
+    present = [value for points in series.values() for _, value in points]
+    low, high, y_marks = _y_axis(present)
     x_low, x_high = steps[0], max(steps[-1], steps[0] + 1)
-    xs = [LEFT + (step - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT) for step in steps]
+    if 0 < x_low < 0.05 * x_high:
+        x_low = 0
+
+    def x(step: float) -> float:
+        return LEFT + (step - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
 
     def y(value: float) -> float:
-        clipped = min(max(value, low), high)
-        return TOP + (high - clipped) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        return TOP + (high - min(max(value, low), high)) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    every = _stride(len(steps))
-    lines = []
-    for index, (label, values) in enumerate(series.items()):
-        smooth = smoothed[label]
-        ends = [v for v in smooth if v is not None]
-        is_short = len(ends) < 8
+    def path(points: Sequence[Point]) -> str:
+        """A single point becomes a dot: round line ends draw a line of no length."""
+        corners = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
+        return f"M{corners}h0" if len(points) == 1 else f"M{corners}"
+
+    lines, rows = [], []
+    shown = [steps[i] for i in _stride(len(steps))]
+    for index, (label, points) in enumerate(series.items()):
+        smoothed = _smoothed(points, low, high) if _is_noisy(points) else []
         lines.append(
             Line(
                 label=label,
                 colour=index % _NUM_COLOURS,
                 dashed=index >= _NUM_COLOURS,
-                raw=_path([(xs[i], None if v is None else y(v)) for i, v in _envelope(values)]),
-                smooth="" if is_short else _path([(xs[i], None if (v := smooth[i]) is None else y(v)) for i in every]),
-                first=number(ends[0]),
-                last=number(ends[-1]),
+                raw=path(_envelope(points)),
+                smooth=path(smoothed) if smoothed else "",
+                first=number((smoothed or points)[0][1]),
+                last=number((smoothed or points)[-1][1]),
             )
         )
+        logged, averaged = dict(points), dict(smoothed)
+        rows.append([label, [_brief(logged.get(s)) for s in shown], [_brief(averaged.get(s)) for s in shown]])
     outside = [v for v in present if not low <= v <= high]
-    rows = [[k, [_brief(v[i]) for i in every], [_brief(smoothed[k][i]) for i in every]] for k, v in series.items()]
-    hover = {"x": [steps[i] for i in every], "px": [round(xs[i], 1) for i in every], "rows": rows}
+    x_marks = [t for t in ticks(x_low, x_high, count=5, whole=True) if x_low <= t <= x_high]
+    hover = {"x": shown, "px": [round(x(s), 1) for s in shown], "rows": rows}
     return LineChart(
         title=title,
-        x_ticks=[
-            (LEFT + (t - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), number(t) if t >= 10_000 else f"{t:,.0f}")
-            for t in ticks(x_low, x_high, count=5, whole=True)
-            if x_low <= t <= x_high
-        ],
-        y_ticks=[(y(t), number(t)) for t in y_ticks],
+        x_ticks=list(zip(map(x, x_marks), tick_labels(x_marks), strict=True)),
+        y_ticks=list(zip(map(y, y_marks), tick_labels(y_marks), strict=True)),
         lines=lines,
         beyond=len(outside),
         extreme=number(max(outside, key=abs)) if outside else "",
@@ -100,7 +109,7 @@ def line_chart(title: str, steps: Sequence[int], series: dict[str, Sequence[floa
 
 
 def ticks(low: float, high: float, *, count: int, whole: bool = False) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that reach from below `low` to above `high`."""
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) from below `low` to above `high`."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     gap = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
@@ -121,63 +130,52 @@ def _y_axis(present: Sequence[float]) -> tuple[float, float, list[float]]:
     if low >= 0 and low < 0.4 * high:
         low = 0.0  # a quantity that comes near nought is read best from nought
     if high - low <= 1e-9 * max(abs(high), abs(low)):
-        margin = abs(high) * 0.5 or 1.0
-        low, high = low - margin, high + margin
+        low, high = (low - abs(low) / 2, high + abs(high) / 2) if high else (0.0, 1.0)
     marks = ticks(low, high, count=4)
     return marks[0], marks[-1], marks
 
 
-def _moving_average(values: Sequence[float | None]) -> list[float | None]:
-    """Exponential, bias-corrected, over about a fifteenth of the series; None stays None."""
-    keep = 1 - 2 / (max(1.0, len(values) / 15) + 1)
-    total = weight = 0.0
-    averaged: list[float | None] = []
-    for value in values:
-        if value is None:
-            averaged.append(None)
-            continue
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        averaged.append(total / weight)
-    return averaged
+def _is_noisy(points: Sequence[Point]) -> bool:
+    """False for few numbers and for curves that wander little, as a schedule does: smoothing would only blunt them."""
+    values = np.array([value for _, value in points])
+    return len(values) >= 12 and float(np.abs(np.diff(values)).sum()) > 2.5 * float(np.ptp(values))
+
+
+def _smoothed(points: Sequence[Point], low: float, high: float) -> list[Point]:
+    """A straight line fitted over a window of an eighth of the series around each point: no lag, ends included.
+
+    Values are clipped to the axis first, so that one spike does not bend the curve.
+    """
+    xs = np.array([step for step, _ in points], dtype=np.float64)
+    ys = np.clip([value for _, value in points], low, high)
+    width = max(7, len(points) // 8)
+    curve: list[Point] = []
+    for index in _stride(len(points)):
+        start = min(max(0, index - width // 2), len(points) - width)
+        near = slice(start, start + width)
+        x, y = xs[near] - xs[near].mean(), ys[near]
+        slope = float(x @ y) / float(x @ x)
+        curve.append((points[index][0], float(y.mean()) + slope * float(xs[index] - xs[near].mean())))
+    return curve
 
 
 def _stride(count: int) -> list[int]:
-    """At most `_MAX_POINTS` indices, evenly spread, the last one among them."""
+    """At most `_MAX_POINTS` indices, evenly spread, the first and the last among them."""
     if count <= _MAX_POINTS:
         return list(range(count))
     return [round(k * (count - 1) / (_MAX_POINTS - 1)) for k in range(_MAX_POINTS)]
 
 
-def _envelope(values: Sequence[float | None]) -> list[tuple[int, float | None]]:
-    """(index, value) of all, or of the minimum and maximum of each bucket, so that no spike is lost."""
-    if len(values) <= _MAX_POINTS:
-        return list(enumerate(values))
-    width = math.ceil(2 * len(values) / _MAX_POINTS)
-    chosen: list[tuple[int, float | None]] = []
-    for start in range(0, len(values), width):
-        bucket = [(i, v) for i, v in enumerate(values[start : start + width], start) if v is not None]
-        if not bucket:
-            chosen.append((start, None))
-            continue
-        ends = {min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])}
-        chosen.extend(sorted(ends))
+def _envelope(points: Sequence[Point]) -> list[Point]:
+    """All points, or the lowest and the highest of each bucket, so that no spike is lost."""
+    if len(points) <= _MAX_POINTS:
+        return list(points)
+    width = math.ceil(2 * len(points) / _MAX_POINTS)
+    chosen: list[Point] = []
+    for start in range(0, len(points), width):
+        bucket = points[start : start + width]
+        chosen.extend(sorted({min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])}))
     return chosen
-
-
-def _path(points: Sequence[tuple[float, float | None]]) -> str:
-    """SVG path data; None breaks the line, and a point that stands alone becomes a dot (round line ends draw it)."""
-    parts: list[str] = []
-    pen_down = False
-    for index, (x, y) in enumerate(points):
-        if y is None:
-            pen_down = False
-            continue
-        parts.append(f"{'L' if pen_down else 'M'}{x:.1f} {y:.1f}")
-        followed = index + 1 < len(points) and points[index + 1][1] is not None
-        if not pen_down and not followed:
-            parts.append("h0")
-        pen_down = True
-    return "".join(parts)
 
 
 def _brief(value: float | None) -> float | None:

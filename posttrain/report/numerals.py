@@ -1,13 +1,14 @@
 """How numbers and durations are written for people, in the page and in the terminal."""
 
 import math
+from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "\N{EN DASH}"
 
 
 def number(value: float | None) -> str:
-    """About three significant digits: 0.738, 12.4, 1,204, 38.2k, 1.5e-4. A missing or non-finite number is a dash."""
+    """About three significant digits: 0.738, 1.00, 12.4, 1,204, 38.2k, 1.5e-4. What is no number is a dash."""
     if value is None or not math.isfinite(value):
         return ABSENT
     size = abs(value)
@@ -20,11 +21,13 @@ def number(value: float | None) -> str:
     elif size >= 99.95:
         text = f"{size:,.0f}"
     elif size >= 9.995:
-        text = f"{size:.1f}".removesuffix(".0")
+        text = f"{size:.1f}"
     elif size >= 0.9995:
-        text = f"{size:.2f}".removesuffix(".00")
-    elif size >= 0.00095:
+        text = f"{size:.2f}"
+    elif size >= 0.0095:
         text = f"{size:.3f}"
+    elif size >= 0.00095:
+        text = f"{size:.4f}"
     else:
         mantissa, exponent = f"{size:.1e}".split("e")
         text = f"{mantissa.removesuffix('.0')}e{MINUS if exponent[0] == '-' else ''}{int(exponent[1:])}"
@@ -32,6 +35,15 @@ def number(value: float | None) -> str:
 
 
 _SCALES = ((1e9, "G"), (1e6, "M"))
+
+
+def tick_labels(marks: Sequence[float]) -> list[str]:
+    """Round numbers of one axis, written alike, without trailing zeros: 0, 0.5, 1 or 0, 5e-4, 1e-3."""
+    if 0 < max(abs(m) for m in marks) < 0.0095:
+        powers = [f"{m:.2e}".split("e") for m in marks]
+        labels = [f"{m.rstrip('0').rstrip('.')}e{int(e)}" if float(m) else "0" for m, e in powers]
+        return [label.replace("-", MINUS) for label in labels]
+    return [t.rstrip("0").rstrip(".") if "." in t and "e" not in t else t for t in map(number, marks)]
 
 
 def change(value: float | None) -> str:

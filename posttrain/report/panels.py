@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from posttrain.report.line_chart import LineChart, line_chart
+from posttrain.report.line_chart import LineChart, Point, line_chart
 from posttrain.report.numerals import as_number
 from posttrain.report.run_folder import Row
 
@@ -15,7 +15,7 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
             ("Reward", ("reward", "reward/mean", "reward/*")),
             ("Loss", ("loss", "loss/*")),
             ("Held-out metrics", ("eval/*",)),
-            ("Reward spread within groups", ("reward_std",)),
+            ("Reward spread in groups", ("reward_std",)),
             ("Fractions of trajectories", ("zero_signal_frac", "truncated_frac", "unscored_frac", "error_frac")),
         ),
     ),
@@ -34,10 +34,11 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
             ("Tokens with gate below 0.9", ("gate/*below_0.9_frac",)),
             ("Tokens with gate below 0.5", ("gate/*below_0.5_frac",)),
             ("Clipped tokens", ("clip*",)),
-            ("|log-ratio| to the old policy (nats)", ("log_ratio/*abs",)),
+            ("|log-ratio| to the old policy", ("log_ratio/mean_abs",)),
+            ("Largest |log-ratio|", ("log_ratio/max*",)),
             ("Variance of the log-ratio", ("log_ratio/var",)),
-            ("Rollout engine against trainer, |log-prob gap| (nats)", ("rollout_gap/mean", "rollout_gap/max")),
-            ("Rollout engine against trainer, other", ("rollout_gap/*",)),
+            ("Rollout gap (nats)", ("rollout_gap/mean", "rollout_gap/max")),
+            ("Rollout gap, share of tokens", ("rollout_gap/*_frac",)),
             ("Importance weights", ("importance_weight*",)),
         ),
     ),
@@ -52,6 +53,8 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
         ),
     ),
 )
+_FEW_CHARTS = 6
+"""Up to here one heading is enough."""
 _NOT_DRAWN = frozenset({"step", "time", "epoch"})
 
 
@@ -63,24 +66,35 @@ class PanelGroup:
     charts: Sequence[LineChart]
 
 
+def not_finite(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Metrics that were logged as null because they were not finite, with the steps."""
+    steps: dict[str, list[int]] = {}
+    for row in rows:
+        for key in (k for k, v in row.items() if v is None or v != v):
+            steps.setdefault(key, []).append(row["step"])
+    return steps
+
+
 def panel_groups(rows: Sequence[Row]) -> list[PanelGroup]:
     """The charts of one stage. Keys that no panel names get a chart each under "Other"."""
-    columns = {
-        key: [as_number(row.get(key)) for row in rows]
+    columns: dict[str, list[Point]] = {
+        key: [(row["step"], value) for row in rows if (value := as_number(row.get(key))) is not None]
         for key in dict.fromkeys(key for row in rows for key in row)
         if key not in _NOT_DRAWN
     }
-    steps = [row["step"] for row in rows]
-    groups = []
+    groups: list[PanelGroup] = []
     for title, panels in _LAYOUT:
         charts = []
         for name, patterns in panels:
             keys = [k for p in patterns for k in columns if fnmatchcase(k, p)]
             series = {key: columns.pop(key) for key in dict.fromkeys(keys)}
-            chart = line_chart(name, steps, series)
+            chart = line_chart(name, series)
             if chart is not None:
                 charts.append(chart)
         groups.append(PanelGroup(title=title, charts=charts))
-    others = [chart for key, values in columns.items() if (chart := line_chart(key, steps, {key: values})) is not None]
+    others = [chart for key, values in columns.items() if (chart := line_chart(key, {key: values})) is not None]
     groups.append(PanelGroup(title="Other", charts=others))
-    return [group for group in groups if group.charts]
+    groups = [group for group in groups if group.charts]
+    if sum(len(group.charts) for group in groups) <= _FEW_CHARTS:
+        return [PanelGroup(title="Curves", charts=[c for group in groups for c in group.charts])] if groups else []
+    return groups

@@ -91,9 +91,7 @@ def _planned_stages(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _read_stage(
-    run_folder: Path, folder: Path, summary: Mapping[str, Any], algorithm: str, notes: list[str]
-) -> Stage:
+def _read_stage(run_folder: Path, folder: Path, summary: Mapping[str, Any], algorithm: str, notes: list[str]) -> Stage:
     result = _read_object(folder / "result.json", run_folder, notes) or summary
 
     def rows(name: str) -> Iterator[tuple[int, Row]]:
@@ -162,7 +160,7 @@ def _parse(text: bytes) -> Row | None:
 
 
 def _without_replaced(rows: Iterator[tuple[int, Row]], *, one_a_step: bool = False) -> list[tuple[int, Row]]:
-    """Where the step number goes back, a run was resumed from a checkpoint: its rows replace those from that step on."""
+    """Where the step number goes back, a run was resumed from a checkpoint: its rows replace the old ones."""
     kept: list[tuple[int, Row]] = []
     for line, row in rows:
         if kept and (kept[-1][1]["step"] > row["step"] or one_a_step):

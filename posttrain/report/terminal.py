@@ -1,6 +1,7 @@
 """The table that a run prints at its end: each stage's held-out metrics before and after."""
 
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from rich import box
@@ -11,6 +12,7 @@ from posttrain.report.changes import Change, Verdict, changes, higher_is_better
 from posttrain.report.numerals import ABSENT, as_number, change, duration, number
 
 _STYLES = {Verdict.BETTER: "bold green", Verdict.WORSE: "bold red", Verdict.SAME: "dim", Verdict.UNKNOWN: ""}
+_BLANK = (Text(), Text(), Text(), Text())
 _ARROWS = {True: "\N{UPWARDS ARROW}", False: "\N{DOWNWARDS ARROW}", None: " "}
 
 
@@ -20,20 +22,23 @@ def stage_table(stages: Iterable[Mapping[str, Any]]) -> Table:
     `stages`: dicts as in summary.json and result.json: name, algorithm, seconds, steps, before, after.
     """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for title in ("stage", "algorithm", "steps", "time", "metric"):
-        table.add_column(title, justify="right" if title in ("steps", "time") else "left", no_wrap=True)
+    for title in ("stage", "held-out metric"):
+        table.add_column(title)
     for title in ("before", "after", "change"):
         table.add_column(title, justify="right", no_wrap=True)
     for stage in stages:
-        head = (
+        steps = as_number(stage.get("steps"))
+        heads = [
             Text(str(stage.get("name", ABSENT)), style="bold"),
-            Text(str(stage.get("algorithm", ABSENT))),
-            Text(number(as_number(stage.get("steps")))),
-            Text(duration(as_number(stage.get("seconds")))),
-        )
-        rows = [_cells(c) for c in changes(stage)] or [(Text("no evaluation", style="dim"), Text(), Text(), Text())]
-        for index, row in enumerate(rows):
-            table.add_row(*(head if index == 0 else (Text(),) * 4), *row, end_section=index == len(rows) - 1)
+            Text(
+                f"{stage.get('algorithm', ABSENT)}, {ABSENT if steps is None else f'{steps:,.0f}'} steps", style="dim"
+            ),
+            Text(duration(as_number(stage.get("seconds"))), style="dim"),
+        ]
+        rows = [_cells(c) for c in changes(stage)] or [(Text("not evaluated", style="dim"), *_BLANK[1:])]
+        for index, (head, row) in enumerate(zip_longest(heads, rows)):
+            is_last = index == max(len(heads), len(rows)) - 1
+            table.add_row(head or Text(), *(row or _BLANK), end_section=is_last)
     return table
 
 

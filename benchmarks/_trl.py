@@ -1,0 +1,150 @@
+"""TRL's own trainers and the padded batches they want, made from token sequences: the peer in benchmarks and tests."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import trl.trainer.utils as trl_utils
+from datasets import Dataset
+from PIL import Image
+from posttrain.model import ModelFacts, TokenSequence
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+Processing = ProcessorMixin | PreTrainedTokenizerBase
+
+_QUIET: dict[str, Any] = {"bf16": False, "use_cpu": True, "report_to": [], "disable_tqdm": True}
+
+
+@contextlib.contextmanager
+def row_compaction(active: bool) -> Iterator[None]:
+    """TRL scores trained tokens only where it has Triton, every position elsewhere; True gives a CPU that compaction.
+
+    It replaces the one name that the compaction asks: the tiles of the head stay torch's.
+    """
+    asked = trl_utils._use_triton
+    if active:
+        trl_utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl_utils._use_triton = asked
+
+
+def grpo_trainer(
+    model: PreTrainedModel, processing: Processing, folder: Path, *, batch: int, **options: Any
+) -> GRPOTrainer:
+    """TRL's GRPOTrainer around `model`, with no reference model; `options` go to its GRPOConfig, or are `peft_config`."""
+    peft_config = options.pop("peft_config", None)
+    defaults: dict[str, Any] = {"loss_type": "sapo", "beta": 0.0, "gradient_checkpointing": False}
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=GRPOConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=batch,
+            num_generations=batch,
+            **(_QUIET | defaults | options),
+        ),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "hi"}]}] * 4),
+        processing_class=processing,
+        peft_config=peft_config,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def sft_trainer(
+    model: PreTrainedModel, processing: Processing, folder: Path, *, batch: int, **options: Any
+) -> SFTTrainer:
+    """TRL's SFTTrainer around `model`; `options` go to its SFTConfig, or are `peft_config`."""
+    peft_config = options.pop("peft_config", None)
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    row = {"messages": talk} | (
+        {"images": [Image.new("RGB", (64, 64))]} if isinstance(processing, ProcessorMixin) else {}
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=batch,
+            max_length=None,
+            **(_QUIET | {"gradient_checkpointing": False} | options),
+        ),
+        train_dataset=Dataset.from_list([row] * 2),
+        processing_class=processing,
+        peft_config=peft_config,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def grpo_loss(trainer: GRPOTrainer, inputs: dict[str, Any]) -> Tensor:
+    """TRL's loss of prepared inputs."""
+    return trainer._compute_loss(trainer.model, inputs)
+
+
+def grpo_inputs(sequences: Sequence[TokenSequence], facts: ModelFacts) -> dict[str, Any]:
+    """What `GRPOTrainer._generate_and_score_completions` prepares: prompts padded left, completions right.
+
+    A sequence's prompt is its first `prefix_length` tokens. Its stream `advantages` is one number all along;
+    `behaviour_logprobs`, where it has that stream, become TRL's old log-probabilities.
+    Images are repeated for every completion.
+    """
+    prompts = [torch.from_numpy(s.token_ids[: s.prefix_length]) for s in sequences]
+    completions = [torch.from_numpy(s.token_ids[s.prefix_length :]) for s in sequences]
+    masks = [torch.from_numpy(s.mask[s.prefix_length :]).long() for s in sequences]
+    prompt_ids = _pad(prompts, facts.pad_token_id, left=True)
+    completion_ids = _pad(completions, facts.pad_token_id)
+    inputs: dict[str, Any] = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": _pad([torch.ones_like(p) for p in prompts], 0, left=True),
+        "completion_ids": completion_ids,
+        "completion_mask": _pad([torch.ones_like(c) for c in completions], 0),
+        "tool_mask": _pad(masks, 0),
+        "advantages": torch.tensor([float(s.streams["advantages"][-1]) for s in sequences]),
+        "num_items_in_batch": torch.tensor(sum(s.num_trained for s in sequences)),
+    }
+    if "behaviour_logprobs" in sequences[0].streams:
+        old = [torch.from_numpy(s.streams["behaviour_logprobs"][s.prefix_length :]) for s in sequences]
+        inputs["old_per_token_logps"] = _pad(old, 0)
+    if facts.has_vision:
+        inputs |= _images(sequences)
+        inputs["num_images"] = [len(s.images) for s in sequences]
+        inputs["mm_token_type_ids"] = (torch.cat([prompt_ids, completion_ids], 1) == facts.image_token_id).int()
+    return inputs
+
+
+def sft_inputs(sequences: Sequence[TokenSequence], facts: ModelFacts) -> dict[str, Any]:
+    """A collated batch of SFTTrainer: sequences padded on the right, labels -100 where nothing is trained."""
+    ids = [torch.from_numpy(s.token_ids) for s in sequences]
+    input_ids = _pad(ids, facts.pad_token_id)
+    labels = [torch.from_numpy(np.where(s.mask, s.token_ids, -100)) for s in sequences]
+    inputs: dict[str, Any] = {
+        "input_ids": input_ids,
+        "attention_mask": _pad([torch.ones_like(i) for i in ids], 0),
+        "labels": _pad(labels, -100),
+    }
+    if facts.has_vision:
+        inputs["mm_token_type_ids"] = (input_ids == facts.image_token_id).int()
+        if any(s.images for s in sequences):
+            inputs |= _images(sequences)
+    return inputs
+
+
+def _images(sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
+    images = [image for s in sequences for image in s.images]
+    return {
+        "pixel_values": torch.cat([image.pixel_values_PD for image in images]),
+        "image_grid_thw": torch.tensor([image.grid_thw for image in images]),
+    }
+
+
+def _pad(rows: Sequence[Tensor], value: int, *, left: bool = False) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(
+        list(rows), batch_first=True, padding_value=value, padding_side="left" if left else "right"
+    )

@@ -1,0 +1,273 @@
+"""Conversations -> token ids with exact masks: the only user of chat templates.
+
+What the model must say in a turn is what the template writes after the generation prompt that the model would have
+got for that turn. So for assistant turn k two texts are rendered, the conversation before it with the generation
+prompt, P_k, and the conversation up to it, which is P_k C_k and a line break: C_k is trained, nothing else.
+
+    P_1 = S U1 <assistant>     P_1 C_1 = S U1 <assistant> A1     P_2 = S U1 <assistant> A1 U2 <assistant>    ...
+
+Where P_2 begins with P_1 C_1, one sequence trains both turns. Thinking templates drop earlier thoughts, so that it
+does not: then each turn has a sequence of its own, in the context in which it would be deployed.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from posttrain.data.images import CutImage, ImageCutter
+from posttrain.errors import CheckpointError, DataError
+from posttrain.model import ImagePatches, TokenSequence
+from posttrain.model.families import ModelFacts
+from posttrain.records import Example, Message
+
+
+class TooLong(DataError):
+    """An example over the length limit: to be dropped whole, counted and named, never cut."""
+
+    def __init__(self, example_id: str, num_tokens: int, max_length: int) -> None:
+        super().__init__(
+            f"{example_id}: has {num_tokens} tokens, more than the limit of {max_length}; "
+            "raise max_length, lower max_pixels, or let it be dropped"
+        )
+        self.example_id = example_id
+        self.num_tokens = num_tokens
+        self.max_length = max_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedPrompt:
+    """What the policy is asked: the generation prompt is its last part."""
+
+    token_ids: np.ndarray
+    """[T] int64, image tokens expanded, one per merged patch."""
+    images: tuple[ImagePatches, ...]
+    pictures: tuple[Image.Image, ...]
+    """The same images, resized, for engines that cut patches themselves."""
+
+
+class Renderer:
+    """Renders examples for one checkpoint, by its own chat template, tokenizer and image processor."""
+
+    def __init__(
+        self,
+        processor: ProcessorMixin | PreTrainedTokenizerBase,
+        facts: ModelFacts,
+        *,
+        max_length: int,
+        enable_thinking: bool | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        """`enable_thinking` goes to the template where it is not None; the pixel limits may only be stricter."""
+        self.facts = facts
+        self.max_length = max_length
+        self._processor: Any = processor
+        self._tokenizer: Any = (
+            processor if isinstance(processor, PreTrainedTokenizerBase) else self._processor.tokenizer
+        )
+        self._options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self._turn_ends = tuple(self._tokenizer.convert_ids_to_tokens(list(facts.eos_token_ids)))
+        self._cutter = (
+            ImageCutter(self._processor.image_processor, min_pixels=min_pixels, max_pixels=max_pixels)
+            if facts.has_vision
+            else None
+        )
+
+    def render_prompt(self, example: Example) -> RenderedPrompt:
+        """The tokens that the policy continues; a final assistant turn is left out, being what it is asked to say.
+
+        Raises TooLong over `max_length`, DataError where the template does not show the images as they are given.
+        """
+        asked = example.messages
+        while asked and asked[-1]["role"] == "assistant":
+            asked = asked[:-1]
+        if not asked:
+            raise DataError(f"{example.id}: has no turn of a user to answer")
+        cut = self._cut_images(example)
+        ids = self._encode(self._template(asked, example, generation_prompt=True))
+        shown = cut[: _num_images(asked)]
+        ids = self._expand(ids, shown, example)
+        self._check_length(len(ids), example)
+        return RenderedPrompt(
+            token_ids=ids,
+            images=tuple(image.patches for image in shown),
+            pictures=tuple(image.picture for image in shown),
+        )
+
+    def render_training(self, example: Example) -> list[TokenSequence]:
+        """Sequences that train every assistant turn: the words, the end-of-turn token, and nothing else.
+
+        One sequence where the template keeps what was said as it was said; otherwise one for each stretch of turns
+        that it keeps, whose common beginning is their `prefix_length`. Raises TooLong over `max_length`, DataError
+        where a turn cannot be rendered as the model would say it.
+        """
+        turns = self._turns(example)
+        cut = self._cut_images(example)
+        sequences = []
+        for stretch in self._stretches(turns):
+            num_images = _num_images(example.messages[: stretch[-1].index])
+            sequences.append(self._sequence(stretch, cut[:num_images], example))
+        for sequence in sequences:
+            self._check_length(sequence.num_tokens, example)
+        prefix = shared_prefix(sequences, self.facts.image_token_id)
+        return [
+            TokenSequence(token_ids=s.token_ids, mask=s.mask, images=s.images, prefix_length=prefix) for s in sequences
+        ]
+
+    def _turns(self, example: Example) -> list["_Turn"]:
+        turns = []
+        for k, message in enumerate(example.messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._template(example.messages[:k], example, generation_prompt=True)
+            through = self._template(example.messages[: k + 1], example, generation_prompt=False)
+            if not through.startswith(prompt):
+                raise DataError(
+                    f"{example.id}: the chat template does not write turn {k + 1} after its own generation prompt "
+                    f"(which ends in {prompt[-40:]!r}); enable_thinking may not suit this data"
+                )
+            said = through[len(prompt) :].rstrip("\n")
+            if not said.endswith(self._turn_ends):
+                raise CheckpointError(
+                    f"the chat template ends a turn with {said[-20:]!r}, but generation stops at "
+                    f"{' or '.join(self._turn_ends)}: a model trained so would not stop"
+                )
+            _check_kept(message, prompt[-100:] + said, example)
+            turns.append(_Turn(index=k, prompt=prompt, said=said))
+        if not turns:
+            raise DataError(f"{example.id}: has no assistant turn to train on")
+        return turns
+
+    def _stretches(self, turns: Sequence["_Turn"]) -> list[list["_Turn"]]:
+        """Turns in sequence, split where the next prompt does not continue this turn, in text or in tokens."""
+        stretches = [[turns[0]]]
+        for before, after in pairwise(turns):
+            if after.prompt.startswith(before.prompt + before.said):
+                stretches[-1].append(after)
+            else:
+                stretches.append([after])
+        return [piece for stretch in stretches for piece in self._split_by_tokens(stretch)]
+
+    def _split_by_tokens(self, stretch: list["_Turn"]) -> list[list["_Turn"]]:
+        # Said on its own, an answer that begins with a line break has other tokens than it has inside the next prompt,
+        # where that line break melts into the one before it. Equal tokens of the longest prompt mean that every
+        # boundary is one of tokens too.
+        if len(stretch) > 1:
+            pieces = [ids for ids, _ in self._pieces(stretch)][:-1]
+            if [i for ids in pieces for i in ids] != self._encode(stretch[-1].prompt):
+                return [[turn] for turn in stretch]
+        return [stretch]
+
+    def _pieces(self, stretch: Sequence["_Turn"]) -> list[tuple[list[int], bool]]:
+        """Token ids and whether they are trained, alternating: what is read before a turn, and the turn."""
+        pieces, done = [], ""
+        for turn in stretch:
+            pieces.append((self._encode(turn.prompt[len(done) :]), False))
+            pieces.append((self._encode(turn.said), True))
+            done = turn.prompt + turn.said
+        return pieces
+
+    def _sequence(self, stretch: Sequence["_Turn"], cut: Sequence[CutImage], example: Example) -> TokenSequence:
+        pieces = self._pieces(stretch)
+        ids = np.array([i for piece, _ in pieces for i in piece], dtype=np.int64)
+        trained = np.array([on for piece, on in pieces for _ in piece], dtype=np.bool_)
+        repeats = self._repeats(ids, cut, example)
+        patches = tuple(image.patches for image in cut)
+        return TokenSequence(token_ids=ids.repeat(repeats), mask=trained.repeat(repeats), images=patches)
+
+    def _template(self, messages: Sequence[Message], example: Example, *, generation_prompt: bool) -> str:
+        options = dict(self._options)
+        if tools := example.reference.get("tools"):
+            options["tools"] = tools
+        try:
+            return self._processor.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **options,
+            )
+        except TemplateError as error:
+            raise DataError(f"{example.id}: the chat template refuses the conversation ({error})") from error
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _cut_images(self, example: Example) -> list[CutImage]:
+        num_parts = _num_images(example.messages)
+        if num_parts != len(example.images):
+            raise DataError(f"{example.id}: {num_parts} image parts but {len(example.images)} images")
+        if example.images and self._cutter is None:
+            raise DataError(
+                f"{example.id}: has {len(example.images)} images, but {self.facts.anatomy.title} reads text only"
+            )
+        return [self._cutter.cut(image, example.id) for image in example.images] if self._cutter else []
+
+    def _expand(self, ids: Sequence[int], cut: Sequence[CutImage], example: Example) -> np.ndarray:
+        expanded = np.array(ids, dtype=np.int64)
+        return expanded.repeat(self._repeats(expanded, cut, example))
+
+    def _repeats(self, ids: np.ndarray, cut: Sequence[CutImage], example: Example) -> np.ndarray:
+        """How often each token stands in the sequence: an image token once per merged patch of its image."""
+        repeats = np.ones(len(ids), dtype=np.int64)
+        if self.facts.image_token_id is None:
+            return repeats
+        places = np.flatnonzero(ids == self.facts.image_token_id)
+        if len(places) != len(cut):
+            raise DataError(f"{example.id}: the chat template shows {len(places)} images, but {len(cut)} are given")
+        repeats[places] = [image.patches.num_tokens(self.facts.merge_size) for image in cut]
+        return repeats
+
+    def _check_length(self, num_tokens: int, example: Example) -> None:
+        if num_tokens > self.max_length:
+            raise TooLong(example.id, num_tokens, self.max_length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """One assistant turn as text."""
+
+    index: int
+    """Of its message."""
+    prompt: str
+    """All that the model reads before it speaks."""
+    said: str
+    """All that it must say, the end-of-turn token included."""
+
+
+def shared_prefix(sequences: Sequence[TokenSequence], image_token_id: int | None) -> int:
+    """Leading tokens that all the sequences share, before anything trained, and never a part of an image.
+
+    For a single sequence: all that comes before its first trained token, which sequences of other rows may share.
+    """
+    length = min(int(s.mask.argmax()) for s in sequences)
+    first = sequences[0].token_ids[:length]
+    for sequence in sequences[1:]:
+        differs = np.flatnonzero(first != sequence.token_ids[: len(first)])
+        first = first[: differs[0]] if len(differs) else first
+    length = len(first)
+    if length and any(s.token_ids[length] == image_token_id for s in sequences):
+        while length and first[length - 1] == image_token_id:
+            length -= 1
+    return length
+
+
+def _num_images(messages: Sequence[Message]) -> int:
+    parts = (part for m in messages if not isinstance(m["content"], str) for part in m["content"])
+    return sum(part["type"] == "image" for part in parts)
+
+
+def _check_kept(message: Message, rendered: str, example: Example) -> None:
+    """Raises where the template leaves out words of a turn: some drop thoughts, or every content that is a list."""
+    words = re.sub(r"\s", "", message["content"])
+    if words not in re.sub(r"\s", "", rendered):
+        raise DataError(
+            f"{example.id}: the chat template leaves out words of the answer {message['content'][:60]!r} "
+            "(thoughts, perhaps); mend the data or use another template"
+        )

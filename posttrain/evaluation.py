@@ -1,0 +1,112 @@
+"""Held-out measurements: mean reward of fresh answers by task, or the likelihood of given ones where a task has no reward."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from posttrain.data import DataSource, Renderer, TooLong
+from posttrain.model import Budget, PackedPolicy
+from posttrain.records import Example, Trajectory
+from posttrain.rewards import RewardTable
+from posttrain.rollout.batches import ask, score
+from posttrain.rollout.engine import Engine, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is measured, always on the same rows with the same seeds."""
+
+    sources: Mapping[str, DataSource]
+    renderer: Renderer
+    engine: Engine | None
+    """None where nothing is generated: then every task is measured by likelihood."""
+    rewards: RewardTable | None
+    num_examples: int
+    temperatures: Sequence[float]
+    max_new_tokens: int
+    batch_size: int
+    budget: Budget
+    decode: Callable[[Sequence[int]], str]
+    seed: int = 0
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    rank: int = 0
+    world: int = 1
+    """Ranks measure a share each, and all get the means over all of them."""
+
+    def measure(self, policy: PackedPolicy, *, version: int = 0) -> tuple[dict[str, float], list[Trajectory]]:
+        """({metric: mean}, the greedy answers). Metrics are `task` (greedy), `task @ T=1`, and `task nll` in nats."""
+        sums: dict[str, list[float]] = defaultdict(list)
+        shown: list[Trajectory] = []
+        was_training = policy.training
+        policy.eval()
+        if self.engine is not None:
+            self.engine.update_weights(policy, version)
+        for source in self.sources.values():
+            examples = [source[i] for i in range(self.rank, min(self.num_examples, len(source)), self.world)]
+            rewarded = [e for e in examples if self._is_rewarded(e)]
+            shown += self._answer(rewarded, sums)
+            self._likelihood([e for e in examples if not self._is_rewarded(e)], policy, sums)
+        policy.features.clear()
+        policy.train(was_training)
+        if self.world > 1:
+            parts: Sequence[Mapping[str, list[float]]] = gather_object([dict(sums)])
+            sums = defaultdict(list)
+            for part in parts:
+                for name, values in part.items():
+                    sums[name] += values
+        return {name: sum(values) / len(values) for name, values in sorted(sums.items()) if values}, shown
+
+    def _is_rewarded(self, example: Example) -> bool:
+        return self.engine is not None and self.rewards is not None and self.rewards.serves(example.task)
+
+    def _answer(self, examples: Sequence[Example], sums: dict[str, list[float]]) -> list[Trajectory]:
+        assert self.engine is not None and self.rewards is not None or not examples
+        prompts = []
+        for example in examples:
+            try:
+                prompts.append((example, self.renderer.render_prompt(example)))
+            except TooLong:
+                sums[f"{example.task} dropped"].append(1.0)
+        shown: list[Trajectory] = []
+        for temperature in self.temperatures:
+            for first in range(0, len(prompts), self.batch_size):
+                assert self.engine is not None and self.rewards is not None
+                sampling = Sampling(
+                    max_new_tokens=self.max_new_tokens, temperature=temperature, seed=self.seed + 1 + first
+                )
+                trajectories = ask(
+                    prompts[first : first + self.batch_size],
+                    self.engine,
+                    sampling,
+                    group_size=1,
+                    decode=self.decode,
+                    autocast=self.autocast,
+                )
+                for trajectory, verdict in zip(trajectories, score(trajectories, self.rewards), strict=True):
+                    name = trajectory.example.task + ("" if temperature == 0 else f" @ T={temperature:g}")
+                    if verdict.value is None:
+                        sums[f"{name} unscored"].append(1.0)
+                    else:
+                        sums[name].append(verdict.value)
+                shown += trajectories if temperature == self.temperatures[0] else []
+        return shown
+
+    def _likelihood(self, examples: Sequence[Example], policy: PackedPolicy, sums: dict[str, list[float]]) -> None:
+        """Mean -log p of the assistant's tokens of each task."""
+        for first in range(0, len(examples), self.batch_size):
+            sequences, tasks = [], []
+            for example in examples[first : first + self.batch_size]:
+                if example.messages[-1]["role"] != "assistant":
+                    continue
+                try:
+                    made = self.renderer.render_training(example)
+                except TooLong:
+                    continue
+                sequences += made
+                tasks += [example.task] * len(made)
+            for task, logprobs in zip(tasks, policy.logprobs(sequences, self.budget), strict=True):
+                sums[f"{task} nll"] += (-logprobs).tolist()

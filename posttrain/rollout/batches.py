@@ -1,0 +1,295 @@
+"""An RL step: ask the policy, score what it said, compare within groups, and hand out the sequences to train on."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from posttrain.algorithms import AdvantageKind, Average, group_advantages
+from posttrain.batches import StepBatch
+from posttrain.data import Mixture, RenderedPrompt, Renderer, TooLong
+from posttrain.model import Budget, PackedPolicy, TokenSequence
+from posttrain.objectives import ADVANTAGES, OLD_LOGPROBS, REFERENCE_LOGPROBS, ROLLOUT_LOGPROBS
+from posttrain.records import Example, Group, Status, Trajectory
+from posttrain.rewards import Completion, RewardTable, Score
+from posttrain.rollout.engine import Engine, Request, Sample, Sampling
+
+_RESAMPLE_STRIDE = 1 << 20
+"""Steps from here on in the data order are read by resampling, out of reach of the steps themselves."""
+
+ReferenceLogprobs = Callable[[Sequence[TokenSequence]], list[torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSettings:
+    """How an RL step is made of prompts."""
+
+    batch_size: int
+    """Prompts over all ranks."""
+    group_size: int
+    mini_batches: int
+    max_new_tokens: int
+    temperature: float
+    advantage: AdvantageKind
+    recompute_logprobs: bool
+    """True: a forward pass gives the trainer's own log-probabilities at the weights that sampled."""
+    zero_signal: Literal["drop", "resample", "keep"]
+    resample_limit: int
+    seed: int
+
+
+class RolloutBatches:
+    """A `BatchSource` that asks the policy itself."""
+
+    def __init__(
+        self,
+        *,
+        mixture: Mixture,
+        renderer: Renderer,
+        engine: Engine,
+        rewards: RewardTable,
+        policy: PackedPolicy,
+        budget: Budget,
+        settings: RolloutSettings,
+        decode: Callable[[Sequence[int]], str],
+        reference_logprobs: ReferenceLogprobs | None = None,
+        rank: int = 0,
+        world: int = 1,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._mixture, self._renderer, self._engine, self._rewards = mixture, renderer, engine, rewards
+        self._policy, self._budget, self._settings, self._decode = policy, budget, settings, decode
+        self._reference_logprobs = reference_logprobs
+        self._rank, self._world, self._autocast = rank, world, autocast
+
+    def batch(self, step: int) -> StepBatch:
+        settings = self._settings
+        clock = _Clock()
+        self._engine.update_weights(self._policy, step)
+        clock.lap("time/weights_s")
+        kept: list[Group] = []
+        seen: list[Group] = []
+        wanted = settings.batch_size // self._world
+        rounds = 1 + (settings.resample_limit if settings.zero_signal == "resample" else 0)
+        for attempt in range(rounds):
+            if len(kept) >= wanted:
+                break
+            drawn = self._mixture.examples(
+                step + attempt * _RESAMPLE_STRIDE, settings.batch_size, self._rank, self._world
+            )
+            groups = self._roll(
+                drawn[: wanted - len(kept)], seed=_seed(settings.seed, step, attempt, self._rank), clock=clock
+            )
+            seen += groups
+            kept += [g for g in groups if settings.zero_signal == "keep" or _has_signal(g)]
+        sequences = [self._sequence(t) for group in kept for t in group.trajectories if _counts(t)]
+        sequences = self._with_trainer_logprobs(sequences)
+        clock.lap("time/score_s")
+        metrics = _metrics(seen) | clock.laps
+        metrics["zero_signal_frac"] = Average(
+            total=float(sum(not _has_signal(g) for g in seen)), count=float(len(seen))
+        )
+        return StepBatch(
+            mini_batches=self._deal(kept, sequences),
+            metrics=metrics,
+            trajectories=[t for group in seen for t in group.trajectories],
+        )
+
+    def _roll(self, examples: Sequence[Example], *, seed: int, clock: "_Clock") -> list[Group]:
+        """Groups of scored trajectories with their advantages; prompts that are too long are left out."""
+        prompts: list[tuple[Example, RenderedPrompt]] = []
+        for example in examples:
+            try:
+                prompts.append((example, self._renderer.render_prompt(example)))
+            except TooLong:
+                continue
+        clock.lap("time/render_s")
+        trajectories = ask(
+            prompts,
+            self._engine,
+            Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=self._settings.temperature, seed=seed),
+            group_size=self._settings.group_size,
+            decode=self._decode,
+            autocast=self._autocast,
+        )
+        clock.lap("time/rollout_s")
+        scores = score(trajectories, self._rewards)
+        clock.lap("time/reward_s")
+        groups = []
+        for place in range(0, len(trajectories), self._settings.group_size):
+            members = trajectories[place : place + self._settings.group_size]
+            verdicts = scores[place : place + self._settings.group_size]
+            values = [float("nan") if s.value is None else s.value for s in verdicts]
+            advantages = group_advantages(torch.tensor(values), self._settings.advantage).tolist()
+            groups.append(
+                Group(
+                    example=members[0].example,
+                    trajectories=[
+                        replace(t, score=s, advantage=a) for t, s, a in zip(members, verdicts, advantages, strict=True)
+                    ],
+                )
+            )
+        return groups
+
+    def _sequence(self, trajectory: Trajectory) -> TokenSequence:
+        n = len(trajectory.token_ids)
+        return TokenSequence(
+            token_ids=trajectory.token_ids,
+            mask=trajectory.mask,
+            images=trajectory.images,
+            prefix_length=trajectory.prompt_length,
+            streams={
+                ADVANTAGES: np.full(n, trajectory.advantage, dtype=np.float32),
+                ROLLOUT_LOGPROBS: trajectory.logprobs,
+                OLD_LOGPROBS: trajectory.logprobs,
+            },
+        )
+
+    def _with_trainer_logprobs(self, sequences: list[TokenSequence]) -> list[TokenSequence]:
+        """Adds what forward passes at the present weights say, where it is wanted."""
+        temperature = self._settings.temperature
+        if self._settings.recompute_logprobs:
+            found = self._policy.logprobs(sequences, self._budget, temperature=temperature)
+            sequences = [_with_stream(s, OLD_LOGPROBS, x) for s, x in zip(sequences, found, strict=True)]
+        if self._reference_logprobs is not None:
+            found = self._reference_logprobs(sequences)
+            sequences = [_with_stream(s, REFERENCE_LOGPROBS, x) for s, x in zip(sequences, found, strict=True)]
+        return sequences
+
+    def _deal(self, groups: Sequence[Group], sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+        """Whole groups into mini-batches like cards, task by task, so that each holds every task."""
+        hands: list[list[TokenSequence]] = [[] for _ in range(self._settings.mini_batches)]
+        remaining = iter(sequences)
+        by_group = [[next(remaining) for t in group.trajectories if _counts(t)] for group in groups]
+        order = sorted(range(len(groups)), key=lambda i: (groups[i].example.task, i))
+        for place, i in enumerate(order):
+            hands[place % len(hands)] += by_group[i]
+        return hands
+
+
+def ask(
+    prompts: Sequence[tuple[Example, RenderedPrompt]],
+    engine: Engine,
+    sampling: Sampling,
+    *,
+    group_size: int,
+    decode: Callable[[Sequence[int]], str],
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[Trajectory]:
+    """`group_size` unscored trajectories of every prompt, in the order of the prompts."""
+    requests = [Request(token_ids=p.token_ids, images=p.images, pictures=p.pictures, n=group_size) for _, p in prompts]
+    with autocast():
+        answers = engine.generate(requests, sampling) if requests else []
+    return [
+        _trajectory(example, prompt, sample, decode)
+        for (example, prompt), samples in zip(prompts, answers, strict=True)
+        for sample in samples
+    ]
+
+
+def _trajectory(
+    example: Example, prompt: RenderedPrompt, sample: Sample, decode: Callable[[Sequence[int]], str]
+) -> Trajectory:
+    before, said = len(prompt.token_ids), len(sample.token_ids)
+    mask = np.zeros(before + said, dtype=np.bool_)
+    mask[before:] = True
+    logprobs = np.zeros(before + said, dtype=np.float32)
+    logprobs[before:] = sample.logprobs
+    ended = sample.stop == "end"
+    return Trajectory(
+        example=example,
+        token_ids=np.concatenate([prompt.token_ids, sample.token_ids]),
+        mask=mask,
+        logprobs=logprobs,
+        prompt_length=before,
+        images=prompt.images,
+        text=decode(sample.token_ids[: said - 1 if ended else said].tolist()),
+        status=Status.FINISHED if ended else Status.TRUNCATED,
+        weights_version=sample.weights_version,
+    )
+
+
+def score(trajectories: Sequence[Trajectory], rewards: RewardTable) -> list[Score]:
+    return rewards.score_batch([(t.example.task, completion_of(t), t.example.reference) for t in trajectories])
+
+
+def completion_of(trajectory: Trajectory) -> Completion:
+    """What rewards see of a trajectory."""
+    return Completion(
+        text=trajectory.text,
+        prompt=last_user_text(trajectory.example),
+        truncated=trajectory.status is Status.TRUNCATED,
+        token_ids=tuple(trajectory.token_ids[trajectory.mask].tolist()),
+    )
+
+
+def last_user_text(example: Example) -> str:
+    for message in reversed(example.messages):
+        if message["role"] == "user":
+            content = message["content"]
+            return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return ""
+
+
+def _counts(trajectory: Trajectory) -> bool:
+    """Unscored trajectories are not trained on, and not counted in the step's mean."""
+    return trajectory.score is not None and trajectory.score.is_scored
+
+
+def _has_signal(group: Group) -> bool:
+    return any(t.advantage != 0.0 for t in group.trajectories)
+
+
+def _with_stream(sequence: TokenSequence, name: str, values: torch.Tensor) -> TokenSequence:
+    stream = np.zeros(sequence.num_tokens, dtype=np.float32)
+    stream[sequence.mask] = values.numpy()
+    return replace(sequence, streams={**sequence.streams, name: stream})
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class _Clock:
+    """Seconds between laps, summed by name."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._seconds[name] += now - self._last
+        self._last = now
+
+    @property
+    def laps(self) -> dict[str, Average]:
+        return {name: Average(total=seconds, count=1.0) for name, seconds in self._seconds.items()}
+
+
+def _metrics(groups: Sequence[Group]) -> dict[str, Average]:
+    """Means over trajectories: rewards by task and part, lengths, and what was truncated or unscored."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        scored = [t.score.value for t in group.trajectories if t.score is not None and t.score.value is not None]
+        if len(scored) > 1:
+            values["reward_std"].append(float(np.std(scored, ddof=1)))
+        for t in group.trajectories:
+            values["length/mean"].append(float(t.mask.sum()))
+            values["truncated_frac"].append(float(t.status is Status.TRUNCATED))
+            values["unscored_frac"].append(float(not _counts(t)))
+            if t.score is None or t.score.value is None:
+                continue
+            values["reward"].append(t.score.value)
+            values[f"reward/{t.example.task}"].append(t.score.value)
+            for part, value in t.score.parts.items():
+                values[f"part/{part}"].append(value)
+    return {name: Average(total=float(sum(v)), count=float(len(v))) for name, v in values.items()}
+
+
+__all__ = ["RolloutBatches", "RolloutSettings", "ask", "completion_of", "last_user_text", "score"]

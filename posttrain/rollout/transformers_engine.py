@@ -1,0 +1,313 @@
+"""Sampling from the very model that is trained, through transformers: no copy of the weights, no server."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from posttrain.errors import EngineError
+from posttrain.model import ImagePatches, ModelFacts, PackedPolicy, rope_positions
+from posttrain.rollout.engine import Request, Sample, Sampling
+from posttrain.rollout.sampling import Uniforms, draw_tokens
+
+
+class TransformersEngine:
+    """Each distinct prompt is prefilled once, with its images; its keys and values are then repeated for its samples.
+
+    All samples of a batch take a token in one forward pass, and leave the batch soon after they end. The model is in
+    eval mode meanwhile (no dropout, no gradient checkpointing) and goes back to the modes it had.
+
+    max_batch_tokens: keys and values held at a time, in tokens: samples x (prompt + max_new_tokens). A batch of one
+    sample may exceed it. vocab_limit: ids from here on are never sampled; the tokenizer's length, where the head has
+    more rows. autocast: the dtype of the trainer's mixed precision, None without it.
+    """
+
+    def __init__(
+        self,
+        policy: PackedPolicy,
+        facts: ModelFacts,
+        *,
+        max_batch_tokens: int = 1 << 17,
+        vocab_limit: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.policy, self.facts, self.autocast = policy, facts, autocast
+        self.max_batch_tokens = max_batch_tokens
+        self.weights_version = 0
+        device = next(policy.parameters()).device
+        self._banned_V = torch.zeros(facts.vocab_size, dtype=torch.bool, device=device)
+        self._banned_V[list(facts.banned_token_ids)] = True
+        self._banned_V[facts.vocab_size if vocab_limit is None else vocab_limit :] = True
+        self._ends = torch.tensor(facts.eos_token_ids, device=device)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
+        """`n` samples for every request. Equal seeds give equal samples, whatever the global random state.
+
+        Raises ValueError where image tokens and patches of a prompt differ.
+        """
+        prompts: dict[object, _Prompt] = {}
+        num_samples = 0
+        for request in requests:
+            key = (request.token_ids.tobytes(), *(image.key for image in request.images))
+            prompt = prompts.setdefault(key, _Prompt(token_ids=request.token_ids, images=request.images))
+            prompt.samples.extend(range(num_samples, num_samples + request.n))
+            num_samples += request.n
+        done: dict[int, Sample] = {}
+        with self._inference():
+            for batch in _batches(list(prompts.values()), sampling.max_new_tokens, self.max_batch_tokens):
+                done |= self._run(batch, sampling, Uniforms.seeded(num_samples, sampling.seed))
+        in_order = iter(range(num_samples))
+        return [[done[next(in_order)] for _ in range(request.n)] for request in requests]
+
+    def update_weights(self, policy: nn.Module, version: int) -> None:
+        """Notes the version: the weights are the trainer's own. Raises EngineError for another model."""
+        if next(policy.parameters()) is not next(self.policy.parameters()):
+            raise EngineError("this engine samples from the model it was made with, not from another: make a new engine")
+        self.weights_version = version
+
+    def close(self) -> None:
+        """Nothing to free: the model is the trainer's."""
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.policy.modules()]
+        device = next(self.policy.parameters()).device.type
+        self.policy.eval()
+        try:
+            with torch.no_grad(), torch.autocast(device, self.autocast) if self.autocast else nullcontext():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _run(self, batch: Sequence["_Prompt"], sampling: Sampling, uniforms: Uniforms) -> dict[int, Sample]:
+        """Samples of one batch, by their number in the call. U prompts, N samples, B samples still in the batch."""
+        device = self._ends.device
+        prefill = self._prefill(batch)
+        prompt_N = torch.tensor([u for u, prompt in enumerate(batch) for _ in prompt.samples], device=device)
+        numbers = torch.tensor([number for prompt in batch for number in prompt.samples])
+        num_samples, limit = len(numbers), sampling.max_new_tokens
+        tokens_NT = torch.full((num_samples, limit), self.facts.pad_token_id, device=device)
+        logprobs_NT = torch.zeros(num_samples, limit, device=device)
+        lengths_N = torch.full((num_samples,), limit, device=device)
+
+        head_VH = self.policy.base_model.get_output_embeddings().weight.to(prefill.hidden_UH.dtype)
+        logits_BV = _logits(prefill.hidden_UH, head_VH)[prompt_N]
+        cache = prefill.cache
+        cache.batch_select_indices(prompt_N)
+        following_B = prefill.following_U[prompt_N]
+        visible_BL = None if prefill.visible_UL is None else _with_room(prefill.visible_UL[prompt_N], limit)
+        sample_B = torch.arange(num_samples, device=device)
+        running_B = torch.ones(num_samples, dtype=torch.bool, device=device)
+        ended_N = torch.zeros(num_samples, dtype=torch.bool, device=device)
+        for step in range(limit):
+            uniforms_B = uniforms.draw()[numbers].to(device)[sample_B]
+            next_B, logprobs_B = draw_tokens(logits_BV, uniforms_B, sampling, self._banned_V)
+            tokens_NT[sample_B, step], logprobs_NT[sample_B, step] = next_B, logprobs_B
+            ends_B = running_B & torch.isin(next_B, self._ends)
+            lengths_N[sample_B[ends_B]] = step + 1
+            ended_N[sample_B[ends_B]] = True
+            running_B &= ~ends_B
+            num_running = int(running_B.sum())
+            if num_running == 0 or step + 1 == limit:
+                break
+            if num_running <= _KEPT_FRAC * len(running_B):
+                kept = running_B.nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                next_B, sample_B, running_B, following_B = (x[kept] for x in (next_B, sample_B, running_B, following_B))
+                visible_BL = visible_BL if visible_BL is None else visible_BL[kept]
+            hidden_BH = self._decode(next_B, following_B + step, visible_BL, cache)
+            logits_BV = _logits(hidden_BH, head_VH)
+        return self._samples(numbers, tokens_NT, logprobs_NT, lengths_N, ended_N)
+
+    def _prefill(self, batch: Sequence["_Prompt"]) -> "_Prefill":
+        """Prompts padded on the left; the images of all of them through the vision tower once."""
+        facts, device = self.facts, self._ends.device
+        longest = max(len(prompt.token_ids) for prompt in batch)
+        token_ids_UL = np.full((len(batch), longest), facts.pad_token_id, dtype=np.int64)
+        positions_RUL = np.zeros((facts.position_rows, len(batch), longest), dtype=np.int64)
+        following_U = np.zeros(len(batch), dtype=np.int64)
+        for u, prompt in enumerate(batch):
+            start = longest - len(prompt.token_ids)
+            token_ids_UL[u, start:] = prompt.token_ids
+            positions_RUL[:, u, start:], following_U[u] = rope_positions(
+                prompt.token_ids,
+                [image.grid_thw for image in prompt.images],
+                image_token_id=facts.image_token_id,
+                merge_size=facts.merge_size,
+                rows=facts.position_rows,
+            )
+        lengths_U = torch.tensor([len(prompt.token_ids) for prompt in batch], device=device)
+        padded = int(lengths_U.min()) < longest
+        visible_UL = torch.arange(longest, device=device) >= longest - lengths_U[:, None] if padded else None
+        positions = torch.from_numpy(positions_RUL).to(device)
+        cache = Cache(layers=[RoomyLayer() for _ in range(facts.num_layers)])
+        output = self.policy.base_model.model(
+            input_ids=torch.from_numpy(token_ids_UL).to(device),
+            position_ids=positions if facts.has_vision else positions[0],
+            attention_mask=None if visible_UL is None else _causal(visible_UL),
+            past_key_values=cache,
+            use_cache=True,
+            **self._vision([image for prompt in batch for image in prompt.images]),
+        )
+        return _Prefill(
+            hidden_UH=output.last_hidden_state[:, -1],
+            cache=cache,
+            visible_UL=visible_UL,
+            following_U=torch.from_numpy(following_U).to(device),
+        )
+
+    def _vision(self, images: Sequence[ImagePatches]) -> Mapping[str, Any]:
+        """Features of every occurrence, in order; each distinct image passes the tower once."""
+        if not images:
+            return {}
+        inner, device = self.policy.base_model.model, self._ends.device
+        distinct = {image.key: image for image in images}
+        place = {key: i for i, key in enumerate(distinct)}
+        pixels = torch.cat([image.pixel_values_PD for image in distinct.values()]).to(device)
+        grids = torch.tensor([image.grid_thw for image in distinct.values()], device=device)
+        made = inner.get_image_features(pixels, grids, return_dict=True)
+        order = [place[image.key] for image in images]
+        levels = made.deepstack_features if self.facts.num_deepstack else []
+        outputs = SimpleNamespace(
+            pooler_output=[made.pooler_output[i] for i in order],
+            deepstack_features=[[level[i] for i in order] for level in levels],
+        )
+        return {"mm_encoder_outputs": {"image": outputs}}
+
+    def _decode(self, tokens_B: Tensor, positions_B: Tensor, visible_BL: Tensor | None, cache: Cache) -> Tensor:
+        """[B, H] last hidden states after one more token."""
+        inner = self.policy.base_model.model
+        text = inner.language_model if self.facts.has_vision else inner
+        positions = positions_B[:, None]
+        output = text(
+            input_ids=tokens_B[:, None],
+            position_ids=positions.expand(3, -1, -1) if self.facts.has_vision else positions,
+            attention_mask=None if visible_BL is None else visible_BL[:, None, None, : cache.get_seq_length() + 1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state[:, -1]
+
+    def _samples(
+        self, numbers: Tensor, tokens_NT: Tensor, logprobs_NT: Tensor, lengths_N: Tensor, ended_N: Tensor
+    ) -> dict[int, Sample]:
+        tokens, logprobs = tokens_NT.cpu().numpy(), logprobs_NT.cpu().numpy()
+        made: dict[int, Sample] = {}
+        for row, (number, length, ended) in enumerate(
+            zip(numbers.tolist(), lengths_N.tolist(), ended_N.tolist(), strict=True)
+        ):
+            stop: Literal["end", "length"] = "end" if ended else "length"
+            made[number] = Sample(
+                token_ids=tokens[row, :length].copy(),
+                logprobs=logprobs[row, :length].copy(),
+                stop=stop,
+                weights_version=self.weights_version,
+            )
+        return made
+
+
+_KEPT_FRAC = 0.875
+"""Ended samples are dropped once they are an eighth of the batch: dropping copies what is kept, about one step's cost."""
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values [B, heads, L, D] of one layer in buffers with room: a step writes one token and copies none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            self.length = key_states.shape[2]
+            return self.keys, self.values
+        start, self.length = self.length, self.length + key_states.shape[2]
+        if self.length > self.keys.shape[2]:
+            room = max(32, self.length // 4)
+            self.keys, self.values = (_with_tail(x, start, room) for x in (self.keys, self.values))
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+@dataclass(slots=True, kw_only=True)
+class _Prompt:
+    """A distinct prompt and the numbers, within the call, of the samples that start from it."""
+
+    token_ids: np.ndarray
+    images: tuple[ImagePatches, ...]
+    samples: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prefill:
+    hidden_UH: Tensor
+    """Last hidden state of each prompt."""
+    cache: Cache
+    visible_UL: Tensor | None
+    """bool, False at padding; None where no prompt is padded."""
+    following_U: Tensor
+    """Rotary position after each prompt."""
+
+
+def _batches(prompts: Sequence[_Prompt], max_new_tokens: int, max_tokens: int) -> Iterator[list[_Prompt]]:
+    """Prompts of like length together, so that little is padded; one with too many samples is split."""
+    batch: list[_Prompt] = []
+    num_samples = 0
+    for prompt in sorted(prompts, key=lambda prompt: -len(prompt.token_ids)):
+        waiting = prompt.samples
+        while waiting:
+            longest = len((batch or [prompt])[0].token_ids)
+            fitting = max_tokens // (longest + max_new_tokens) - num_samples
+            if fitting < min(len(waiting), _SMALLEST_PART) and batch:
+                yield batch
+                batch, num_samples = [], 0
+                continue
+            taken, waiting = waiting[: max(fitting, 1)], waiting[max(fitting, 1) :]
+            batch.append(_Prompt(token_ids=prompt.token_ids, images=prompt.images, samples=taken))
+            num_samples += len(taken)
+    if batch:
+        yield batch
+
+
+_SMALLEST_PART = 4
+"""A prompt is split over two batches, and so prefilled twice, only where the first one has room for this many samples."""
+
+
+def _logits(hidden_NH: Tensor, head_VH: Tensor) -> Tensor:
+    """[N, V] float32, rounded as the trainer's head rounds: a product in the hidden states' dtype, then float32."""
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        return torch.mm(hidden_NH, head_VH.t()).float()
+
+
+def _causal(visible_UL: Tensor) -> Tensor:
+    """[U, 1, L, L] bool. Padding sees itself: a row that sees nothing would be NaN in some kernels."""
+    length = visible_UL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=visible_UL.device).tril()
+    itself_LL = torch.eye(length, dtype=torch.bool, device=visible_UL.device)
+    return ((visible_UL[:, None, :] & causal_LL) | itself_LL)[:, None]
+
+
+def _with_room(visible_NL: Tensor, room: int) -> Tensor:
+    """[N, L + room]: every token to come is visible."""
+    return torch.nn.functional.pad(visible_NL, (0, room), value=True)
+
+
+def _with_tail(kept: Tensor, length: int, room: int) -> Tensor:
+    """The first `length` positions of [B, heads, L, D] at the start of a longer buffer."""
+    batch, heads, _, width = kept.shape
+    buffer = kept.new_empty(batch, heads, length + room, width)
+    buffer[:, :, :length] = kept[:, :, :length]
+    return buffer

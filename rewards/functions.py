@@ -1,0 +1,88 @@
+"""Plain functions as rewards, in the style that TRL's trainers take."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .batching import BatchReward
+from .score import Completion, Score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionReward(BatchReward):
+    """`f(prompts=..., completions=..., **columns) -> list[float | None]`, called once for a batch.
+
+    Columns are the reference fields, each a list as long as the batch, with None where a row lacks the field.
+    `completion_ids` is passed as TRL does. A function without `**kwargs` gets only what it names.
+    None and NaN mean unscored. Raises ValueError for an answer of another length or kind.
+    """
+
+    function: Callable[..., Any]
+    """The function."""
+    conversational: bool = True
+    """Gives prompts and completions as message lists, as TRL does for conversational data; False gives bare texts."""
+
+    def __post_init__(self) -> None:
+        if inspect.iscoroutinefunction(self.function):
+            raise ValueError(f"reward function {self.name!r} is async; wrap it: lambda **rows: asyncio.run(f(**rows))")
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__ if inspect.isroutine(self.function) else type(self.function).__name__
+
+    def perfect_answer(self, reference: Mapping[str, Any]) -> str | None:
+        """None: nothing is known about what the function wants."""
+        return None
+
+    def score_batch(self, completions: Sequence[Completion], references: Sequence[Mapping[str, Any]]) -> list[Score]:
+        values = self.function(**self._arguments(completions, references))
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise ValueError(f"reward function {self.name!r} must return a list of numbers, got {values!r:.80}")
+        values = list(values)
+        if len(values) != len(completions):
+            raise ValueError(
+                f"reward function {self.name!r} returned {len(values)} values for {len(completions)} completions"
+            )
+        return [self._score(value) for value in values]
+
+    def _arguments(
+        self, completions: Sequence[Completion], references: Sequence[Mapping[str, Any]]
+    ) -> dict[str, list[Any]]:
+        columns = sorted({key for reference in references for key in reference})
+        offered: dict[str, list[Any]] = {key: [reference.get(key) for reference in references] for key in columns}
+        offered["completion_ids"] = [list(completion.token_ids) for completion in completions]
+        prompts, texts = [c.prompt for c in completions], [c.text for c in completions]
+        offered["prompts"] = [self._as_given("user", text) for text in prompts]
+        offered["completions"] = [self._as_given("assistant", text) for text in texts]
+        parameters = inspect.signature(self.function).parameters.values()
+        for parameter in parameters:
+            required = parameter.default is parameter.empty and parameter.kind in (
+                parameter.POSITIONAL_OR_KEYWORD,
+                parameter.KEYWORD_ONLY,
+            )
+            if required and parameter.name not in offered:
+                held = ", ".join(columns) or "no fields"
+                raise ValueError(
+                    f"reward function {self.name!r} wants {parameter.name!r}, but the references hold: {held}"
+                )
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return offered
+        return {parameter.name: offered[parameter.name] for parameter in parameters if parameter.name in offered}
+
+    def _as_given(self, role: str, text: str) -> Any:
+        return [{"role": role, "content": text}] if self.conversational else text
+
+    def _score(self, value: Any) -> Score:
+        try:
+            number = math.nan if value is None else float(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"reward function {self.name!r} returned {value!r:.80} where a number was wanted"
+            ) from None
+        if math.isnan(number):
+            return Score.unscored(f"{self.name} gave no verdict")
+        if math.isinf(number):
+            raise ValueError(f"reward function {self.name!r} returned {number}; return None where there is no verdict")
+        return Score(value=number)

@@ -1,0 +1,131 @@
+r"""Mathematical answers as text: made canonical, and judged without a computer algebra system where that is enough.
+
+Most answers in RL are plain numbers. Deciding those here takes microseconds; the rest goes to a worker process.
+"""
+
+import re
+from fractions import Fraction
+from typing import Literal
+
+from .extraction import extract_answer, last_boxed
+
+Shape = Literal["ordered", "set", "list", "single"]
+
+TOLERANCE = Fraction(1, 2_000_000)
+"""Decimals that agree to six places are equal, as in math-verify."""
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\}|\\[,!]|\\;)\d{3})+(?:\.\d*)?")
+_GROUP_MARK = re.compile(r",|\{,\}|\\[,!;]")
+_WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit|operatorname)\s*\{([^{}]*)\}")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_FUNCTIONS = frozenset(
+    {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "max", "min", "gcd", "lcm", "mod"}
+)
+_SIZING = re.compile(r"\\(?:left|right)(?![A-Za-z])")
+_AS_LATEX = str.maketrans(
+    {"−": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ"}
+)
+_SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_UNRAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+
+
+def gold_answer(text: str) -> str | None:
+    r"""The canonical answer in a reference: after the last `####`, else in the last `\boxed{...}`, else all of it."""
+    if "####" in text:
+        return canonical(text.rpartition("####")[2])
+    if "\\boxed" in text:
+        boxed = last_boxed(text)
+        return None if boxed is None else canonical(boxed)
+    return canonical(text)
+
+
+def given_answer(text: str) -> str | None:
+    """The canonical answer in what a policy said; None without one."""
+    answer = extract_answer(text)
+    return None if answer is None else canonical(answer)
+
+
+def canonical(answer: str) -> str:
+    r"""The answer without maths delimiters, currency signs, thousands separators, `\left`/`\right`, a final full stop.
+
+    Thousands separators go only where the whole answer is one such number: in `(1,234)` the comma may separate.
+    """
+    answer = _SUPERSCRIPT.sub(lambda digits: f"^{{{digits[0].translate(_UNRAISED)}}}", answer.translate(_AS_LATEX))
+    answer = answer.strip().removesuffix(".").strip()
+    for opening, closing in _WRAPPERS:
+        if len(answer) >= len(opening) + len(closing) and answer.startswith(opening) and answer.endswith(closing):
+            answer = answer[len(opening) : -len(closing)].strip()
+    answer = _SIZING.sub("", answer.replace(r"\$", "").replace("$", "").replace("**", "^"))
+    answer = answer.strip().removesuffix(".").strip()
+    if _GROUPED.fullmatch(answer):
+        answer = _GROUP_MARK.sub("", answer)
+    return answer
+
+
+def quick_verdict(gold: str, given: str) -> bool | None:
+    """True or False where the text alone decides (the same text, two plain numbers, words); None where it does not."""
+    if gold == given:
+        return True
+    number, other = plain_number(gold), plain_number(given)
+    if number is not None and other is not None:
+        whole = number.denominator == 1 and other.denominator == 1
+        return number == other if whole else abs(number - other) <= TOLERANCE
+    if is_words(gold):
+        return _spoken(gold) == _spoken(given)
+    return None
+
+
+def plain_number(answer: str) -> Fraction | None:
+    """The number that the text writes in decimal digits, exactly; None for anything else."""
+    return Fraction(answer) if _NUMBER.fullmatch(answer) else None
+
+
+def is_words(gold: str) -> bool:
+    """Whether a reference is words ("blue", "no solution"), which algebra would read as a product of letters."""
+    if any(character.isdigit() for character in gold) or any(mark in gold for mark in "=<>+^_"):
+        return False
+    words = _WORD.findall(_COMMAND.sub(" ", _TEXT_COMMAND.sub(r"\1", gold)))
+    return any(word.lower() not in _FUNCTIONS for word in words)
+
+
+def align(gold: str, given: str) -> str | None:
+    r"""The given answer in a notation that algebra compares with the gold one; None where it is of another kind.
+
+    math-verify takes `(1,2)`, `\{1,2\}` and `1,2` for the same. An ordered pair or interval is not a set; a bare list
+    stands for either, and takes the gold's brackets so that its order counts where the gold's does.
+    """
+    wanted, got = shape(gold), shape(given)
+    if {wanted, got} == {"ordered", "set"}:
+        return None
+    if wanted == "ordered" and got == "list":
+        return f"{gold[0]}{given}{gold[-1]}"
+    return given
+
+
+def shape(answer: str) -> Shape:
+    r"""`(a, b)` or `[a, b)` is ordered, `\{a, b\}` a set, `a, b` a list, and anything without a comma single."""
+    depth, top_level, inside, closed_early = 0, False, False, False
+    text = answer.replace(r"\{", "{").replace(r"\}", "}").strip()
+    for position, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+            closed_early |= depth == 0 and position < len(text) - 1
+        elif character == "," and depth <= 1:
+            top_level |= depth == 0
+            inside |= depth == 1
+    if top_level:
+        return "list"
+    if not inside or closed_early or not text:
+        return "single"
+    if text[0] in "([" and text[-1] in ")]":
+        return "ordered"
+    return "set" if text[0] == "{" and text[-1] == "}" else "single"
+
+
+def _spoken(answer: str) -> str:
+    return " ".join(_TEXT_COMMAND.sub(r"\1", answer).casefold().split())
