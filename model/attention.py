@@ -2,7 +2,7 @@
 
 Registered with transformers under one name; the row's segments travel as a keyword argument through the decoder layers.
 Without segments (generate(), padded batches) it is transformers' own SDPA. Three kernels, numerically equal:
-`segments` one fused kernel a segment, saving no copy of a prefix (the fastest on a CPU);
+`segments` fused kernels over blocks of the row, merged by their log-sum-exps (the fastest on a CPU, no mask at all);
 `dense` one SDPA call with an [L, L] mask (everywhere, O(L^2) memory);
 `flex` a compiled FlexAttention with a block mask, which skips what is masked (CUDA).
 """
@@ -32,24 +32,34 @@ class Kernel(StrEnum):
     FLEX = "flex"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A run of queries that sees a run of keys: all of them, or, where they are the same tokens, causally."""
+
+    queries: slice
+    keys: slice
+    causal: bool
+
+
 @dataclass(slots=True)
 class RowAttention:
-    """How one row attends: its segments, the kernel, and what that kernel needs, made once for all layers."""
+    """How one row attends: the kernel, and what that kernel needs, made once for all layers."""
 
-    segments: tuple[Segment, ...]
     kernel: Kernel
+    blocks: tuple[Block, ...] = ()
+    """Of the kernel `segments`."""
     mask: Any = None
+    """Of the kernels `dense` and `flex`."""
 
     @classmethod
     def of(cls, segments: Sequence[Segment], num_tokens: int, device: torch.device, kernel: Kernel) -> "RowAttention":
         match kernel:
             case Kernel.SEGMENTS:
-                mask = None
+                return cls(kernel=kernel, blocks=segment_blocks(segments))
             case Kernel.DENSE:
-                mask = dense_mask(segments, num_tokens, device)
+                return cls(kernel=kernel, mask=dense_mask(segments, num_tokens, device))
             case Kernel.FLEX:
-                mask = flex_block_mask(segments, num_tokens, device)
-        return cls(segments=tuple(segments), kernel=kernel, mask=mask)
+                return cls(kernel=kernel, mask=flex_block_mask(segments, num_tokens, device))
 
 
 def default_kernel(device: torch.device) -> Kernel:
@@ -79,7 +89,7 @@ def packed_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     match row_attention.kernel:
         case Kernel.SEGMENTS:
-            output = _SegmentAttention.apply(query, key, value, row_attention.segments, scale)
+            output = _BlockAttention.apply(query, key, value, row_attention.blocks, scale)
         case Kernel.DENSE:
             output = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=row_attention.mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -134,90 +144,79 @@ def _flex_attention(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, 
     return _compiled_flex(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=grouped)[:, :, :length]
 
 
-class _SegmentAttention(torch.autograd.Function):
-    """One fused kernel a segment over [prefix | own] keys; saves q, k, v, out and log-sum-exps: never prefix copies."""
+def segment_blocks(segments: Sequence[Segment]) -> tuple[Block, ...]:
+    """Every segment on itself, which covers each token of the row once, then every run of completions on its prefix.
+
+    Neighbours under one prefix are one block: eight completions of 64 tokens cost one kernel call of 512 queries, and
+    the prefix's keys and values are read where they lie.
+    """
+    own = [Block(queries=slice(s.start, s.end), keys=slice(s.start, s.end), causal=True) for s in segments]
+    shared: list[Block] = []
+    for segment in segments:
+        if segment.prefix_end == segment.prefix_start:
+            continue
+        prefix, start = slice(segment.prefix_start, segment.prefix_end), segment.start
+        if shared and shared[-1].keys == prefix and shared[-1].queries.stop == start:
+            start = shared.pop().queries.start
+        shared.append(Block(queries=slice(start, segment.end), keys=prefix, causal=False))
+    return (*own, *shared)
+
+
+class _BlockAttention(torch.autograd.Function):
+    """One fused kernel a block. Saves q, k, v, the output and its log-sum-exps: no scores and no copy of a prefix.
+
+    Softmax over a union of keys is the mean of the softmaxes over its parts, weighted by exp(log-sum-exp). With the
+    merged output and log-sum-exps, each block's backward kernel gives its exact share of the gradients.
+    """
 
     @staticmethod
-    def forward(ctx, query, key, value, segments, scale):  # pyright: ignore
+    def forward(ctx, query, key, value, blocks, scale):  # pyright: ignore
         output = torch.empty_like(query)
-        log_sums = []
-        for segment in segments:
-            keys, values, mask = _segment_keys(key, value, segment, query.shape[1], query.dtype)
-            own = slice(segment.start, segment.end)
-            output[:, :, own], log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, own], keys, values, 0.0, mask is None, attn_mask=mask, scale=scale
+        log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+        for block in blocks:
+            part, part_log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[:, :, block.queries],
+                key[:, :, block.keys],
+                value[:, :, block.keys],
+                0.0,
+                block.causal,
+                scale=scale,
             )
-            log_sums.append(log_sum)
-        ctx.save_for_backward(query, key, value, output, *log_sums)
-        ctx.segments, ctx.scale = segments, scale
+            if not block.causal:  # on a prefix: its queries have seen themselves before
+                own, own_log_sums = output[:, :, block.queries], log_sums[:, :, block.queries]
+                merged = torch.logaddexp(own_log_sums, part_log_sums)
+                part = (
+                    part * (part_log_sums - merged).exp_()[..., None] + own * (own_log_sums - merged).exp_()[..., None]
+                )
+                part_log_sums = merged
+            output[:, :, block.queries] = part
+            log_sums[:, :, block.queries] = part_log_sums
+        ctx.save_for_backward(query, key, value, output, log_sums)
+        ctx.blocks, ctx.scale = blocks, scale
         return output
 
     @staticmethod
     def backward(ctx, grad_output):  # pyright: ignore
-        query, key, value, output, *log_sums = ctx.saved_tensors
-        heads, kv_heads = query.shape[1], key.shape[1]
-        dq, dk, dv = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for segment, log_sum in zip(ctx.segments, log_sums, strict=True):
-            keys, values, mask = _segment_keys(key, value, segment, heads, query.dtype)
-            own = slice(segment.start, segment.end)
-            dq[:, :, own], dkeys, dvalues = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad_output[:, :, own],
-                query[:, :, own],
-                keys,
-                values,
-                output[:, :, own],
-                log_sum,
+        query, key, value, output, log_sums = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        for block in ctx.blocks:
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_output[:, :, block.queries],
+                query[:, :, block.queries],
+                key[:, :, block.keys],
+                value[:, :, block.keys],
+                output[:, :, block.queries],
+                log_sums[:, :, block.queries],
                 0.0,
-                mask is None,
-                attn_mask=mask,
+                block.causal,
                 scale=ctx.scale,
             )
-            if heads != kv_heads:
-                dkeys = dkeys.unflatten(1, (kv_heads, -1)).sum(2)
-                dvalues = dvalues.unflatten(1, (kv_heads, -1)).sum(2)
-            shared = segment.prefix_end - segment.prefix_start
-            prefix = slice(segment.prefix_start, segment.prefix_end)
-            if shared:
-                dk[:, :, prefix] += dkeys[:, :, :shared]
-                dv[:, :, prefix] += dvalues[:, :, :shared]
-            dk[:, :, own] += dkeys[:, :, shared:]
-            dv[:, :, own] += dvalues[:, :, shared:]
+            for whole, tokens, part in zip((dq, dk, dv), (block.queries, block.keys, block.keys), grads, strict=True):
+                if block.causal:  # these blocks come first and cover every token
+                    whole[:, :, tokens] = part
+                else:
+                    whole[:, :, tokens] += part
         return dq, dk, dv, None, None
-
-
-def _segment_keys(
-    key: Tensor, value: Tensor, segment: Segment, heads: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values [1, heads, prefix + own, D] of a segment, and its additive mask; None where plain causal serves."""
-    own = slice(segment.start, segment.end)
-    shared = segment.prefix_end - segment.prefix_start
-    if shared:
-        prefix = slice(segment.prefix_start, segment.prefix_end)
-        key = torch.cat([key[:, :, prefix], key[:, :, own]], 2)
-        value = torch.cat([value[:, :, prefix], value[:, :, own]], 2)
-        mask = _lower_right_mask(segment.end - segment.start, shared, dtype)
-    else:
-        key, value, mask = key[:, :, own], value[:, :, own], None
-    repeats = heads // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    return key, value, mask
-
-
-_CACHED_MASK_ENTRIES = 1 << 20
-_masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
-
-
-def _lower_right_mask(own: int, shared: int, dtype: torch.dtype) -> Tensor:
-    """Additive [own, shared + own]: all of the prefix, and causally the segment. Layers of a row share it."""
-    found = _masks.get((own, shared, dtype))
-    if found is None:
-        found = torch.full((own, shared + own), float("-inf"), dtype=dtype).triu_(shared + 1)
-        if len(_masks) >= 64:
-            _masks.clear()
-        if found.numel() <= _CACHED_MASK_ENTRIES:
-            _masks[own, shared, dtype] = found
-    return found
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)

@@ -42,7 +42,7 @@ class Anatomy:
     """Classes of the layers that a sharding wrapper keeps whole."""
     coordinates: Coordinates
     stored_transposed: tuple[str, ...] = ()
-    """Endings of parameters whose last two axes are swapped in a checkpoint. transformers reads either layout and writes
+    """Endings of parameters whose last two axes are swapped in a checkpoint. transformers reads both layouts and writes
     its own; vLLM reads the published one alone."""
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from tempfile import mkdtemp
 from typing import Any, Literal, TypeGuard
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
@@ -65,8 +66,7 @@ def load_model(
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        _check_weights(source, "adapter_model")
-        return PeftModel.from_pretrained(model, str(source), is_trainable=is_trainable).eval()
+        return _with_adapter(model, source, is_trainable)
     if base is not None:
         raise ModelLoadError(f"{source} is a whole model, not an adapter: it takes no base model")
     family = _family_in(source, revision)
@@ -210,8 +210,19 @@ def _is_adapter(source: Path | str) -> TypeGuard[Path]:
     return isinstance(source, Path) and (source / _ADAPTER_CONFIG).is_file()
 
 
+def _with_adapter(model: PreTrainedModel | PeftModel, adapter: Path, is_trainable: bool) -> PeftModel:
+    _check_weights(adapter, "adapter_model")
+    try:
+        with warnings.catch_warnings():
+            # peft only warns, and leaves adapters without weights as if they were untrained.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=is_trainable).eval()
+    except (OSError, RuntimeError, ValueError, UserWarning) as error:
+        raise ModelLoadError(f"the adapter {adapter} does not fit its base model: {_first_line(error)}") from error
+
+
 def _base_of(adapter: Path, base: str | Path | None) -> str | Path:
-    named = base or PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    named = base or _json_in(adapter / _ADAPTER_CONFIG).get("base_model_name_or_path")
     if not named:
         raise ModelLoadError(f"{adapter} does not say which model it adapts: give the base model")
     try:
@@ -244,7 +255,7 @@ def _check_weights(folder: Path, stem: str) -> None:
     """Opens every weights file, which compares its length with its header; reads none of the weights."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(_json_in(index).get("weight_map", {}).values()))
     else:
         shards = [f"{stem}.safetensors"]
     for shard in shards:
@@ -255,6 +266,13 @@ def _check_weights(folder: Path, stem: str) -> None:
                 pass
         except SafetensorError as error:
             raise ModelLoadError(f"{folder / shard} is damaged or cut short: {_first_line(error)}") from error
+
+
+def _json_in(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 from posttrain._torchvision_cpu import install as _install_torchvision_guard
 
 if TYPE_CHECKING:
-    from posttrain.trainers import GRPOTrainer, GSPOTrainer, SAPOTrainer, SFTTrainer
+    from posttrain.trainers import (
+        GRPOConfig,
+        GRPOTrainer,
+        GSPOConfig,
+        GSPOTrainer,
+        SAPOConfig,
+        SAPOTrainer,
+        SFTConfig,
+        SFTTrainer,
+    )
 
 __version__ = "0.1.0"
 
@@ -16,19 +25,23 @@ if (_root / "rewards").is_dir() and (_root / "pyproject.toml").is_file():
 
 _install_torchvision_guard()
 
-_TRAINERS = ("SFTTrainer", "SAPOTrainer", "GRPOTrainer", "GSPOTrainer")
-_CONFIGS = ("SFTConfig", "SAPOConfig", "GRPOConfig", "GSPOConfig")
-__all__ = ["GRPOTrainer", "GSPOTrainer", "SAPOTrainer", "SFTTrainer", "__version__"]
+__all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
+    "GSPOConfig",
+    "GSPOTrainer",
+    "SAPOConfig",
+    "SAPOTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
     """Trainers and their configs, imported on first use: importing a reward must not import torch."""
-    if name in _TRAINERS:
+    if name in __all__ and name != "__version__":
         import posttrain.trainers as trainers
 
         return getattr(trainers, name)
-    if name in _CONFIGS:
-        import posttrain.config as config
-
-        return getattr(config, name)
     raise AttributeError(f"module 'posttrain' has no attribute {name!r}")

@@ -37,7 +37,7 @@ from posttrain.evaluation import Evaluation
 from posttrain.model import Budget, ModelFacts, PackedPolicy, TokenSequence, facts_of
 from posttrain.model.attention import Kernel
 from posttrain.model.loading import ModelLoadError, Processor, load_model, load_processor
-from posttrain.model.lora import add_lora, adapters_off
+from posttrain.model.lora import adapters_off, add_lora
 from posttrain.model.parts import PartCount, freeze
 from posttrain.objectives import Grpo, Gspo, Objective, PolicyGradient, Sapo, Supervised, Surrogate
 from posttrain.report import TrajectoryRecorder
@@ -138,7 +138,9 @@ def make_source(section: DataSection) -> DataSource:
     return open_source(
         SourceSpec(
             path=section.path,
-            split=None if section.split == "train" and Path(section.path).exists() else section.split,
+            split=section.split,
+            subset=section.subset,
+            allow_urls=section.allow_urls,
             image_root=section.image_root,
             image_strip=section.image_strip,
             task=section.task,
@@ -153,7 +155,9 @@ def make_source(section: DataSection) -> DataSource:
 
 
 def make_mixture(sections: Sequence[DataSection], seed: int) -> Mixture:
-    sources = {f"{place}:{section.path or section.scenes}": make_source(section) for place, section in enumerate(sections)}
+    sources = {
+        f"{place}:{section.path or section.scenes}": make_source(section) for place, section in enumerate(sections)
+    }
     return Mixture(sources, dict(zip(sources, (s.ratio for s in sections), strict=True)), seed=seed)
 
 

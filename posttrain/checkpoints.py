@@ -53,7 +53,9 @@ def _read(path: Path) -> Checkpoint:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         return Checkpoint(path=path, step=int(state["step"]), fingerprint=str(state["fingerprint"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged ({error}); delete that folder to resume from the one before") from None
+        raise CheckpointError(
+            f"checkpoint {path} is damaged ({error}); delete that folder to resume from the one before"
+        ) from None
 
 
 def save_checkpoint(
@@ -111,7 +113,9 @@ def load_optimizers(
     try:
         tensors = load_file(checkpoint.path / _OPTIMIZER)
     except Exception as error:  # safetensors raises its own class for a truncated file
-        raise CheckpointError(f"{checkpoint.path / _OPTIMIZER} is damaged ({error}); delete {checkpoint.path}") from error
+        raise CheckpointError(
+            f"{checkpoint.path / _OPTIMIZER} is damaged ({error}); delete {checkpoint.path}"
+        ) from error
     names = {id(p): name for name, p in model.named_parameters()}
     for place, optimizer in enumerate(optimizers):
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):

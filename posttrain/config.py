@@ -55,11 +55,13 @@ class SceneSection(_Section):
 class DataSection(_Section):
     path: str | None = Field(None, description="JSONL, JSON or Parquet file, folder of `datasets`, or hub name.")
     scenes: SceneSection | None = Field(None, description="Instead of a path: drawn scenes.")
-    split: str = Field("train", description="Split of a hub data set or folder.")
+    split: str | None = Field(None, description="Split of a hub data set (there 'train' unless told) or of a folder.")
+    subset: str | None = Field(None, description="Configuration of a hub data set, such as 'main'.")
     format: Literal["auto", "messages", "sharegpt", "qwen", "prompt"] = Field("auto", description="Layout of a row.")
     task: str = Field("default", description="Task of rows without a 'task' column: chooses their rewards.")
     ratio: float = Field(1.0, gt=0, description="Share of every batch, relative to the other sources of the stage.")
     image_root: str | None = Field(None, description="Folder that image paths start from and may not leave.")
+    allow_urls: bool = Field(False, description="Fetch http(s) images; refused otherwise.")
     image_strip: str = Field("", description="Leading part of the image paths to drop, where rows name a folder above.")
     columns: dict[str, str] = Field({}, description="Our field: their column, such as {answer: solution}.")
     prompt_template: str | None = Field(None, description="Prompt from columns: '{question} Answer in \\boxed{{}}.'")
@@ -160,7 +162,9 @@ class _PolicyStage(_TrainingStage):
     reduction: Literal["sequence_mean", "token_mean", "constant"] = Field(
         "sequence_mean", description="What counts alike; constant divides by max_new_tokens."
     )
-    kl_coefficient: float = Field(0.0, ge=0, description="Weight of KL to the model without adapters, or as the stage found it.")
+    kl_coefficient: float = Field(
+        0.0, ge=0, description="Weight of KL to the model without adapters, or as the stage found it."
+    )
     importance_cap: float | None = Field(
         2.0,
         gt=0,

@@ -64,7 +64,7 @@ class Evaluation:
         return self.engine is not None and self.rewards is not None and self.rewards.serves(example.task)
 
     def _answer(self, examples: Sequence[Example], sums: dict[str, list[float]]) -> list[Trajectory]:
-        assert self.engine is not None and self.rewards is not None or not examples
+        assert (self.engine is not None and self.rewards is not None) or not examples
         prompts = []
         for example in examples:
             try:

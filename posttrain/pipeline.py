@@ -29,6 +29,7 @@ from posttrain.config import Recipe
 from posttrain.data import corpus
 from posttrain.errors import CheckpointError, ConfigError
 from posttrain.evaluation import Evaluation
+from posttrain.export import last_model
 from posttrain.model.families import Family
 from posttrain.model.loading import save_model
 from posttrain.model.parts import PartCount
@@ -85,7 +86,9 @@ def _run(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> RunResu
     try:
         for name, stage in recipe.stages.items():
             made_by = fingerprint(made_by, name, stage)
-            run = _StageRun(recipe, name, stage, folder.stage(name), path, made_by, rewards, engines, accelerator, console)
+            run = _StageRun(
+                recipe, name, stage, folder.stage(name), path, made_by, rewards, engines, accelerator, console
+            )
             results.append(run.result(results[-1]["after"] if results else None))
             path = folder.stage(name).final
             if accelerator.is_main_process:
@@ -99,6 +102,26 @@ def _run(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> RunResu
     if report is not None:
         console.print(f"[bold]report[/bold]  {_short(report)}\n[bold]model[/bold]   {_short(Path(path))}")
     return RunResult(folder=folder.path, model=Path(path), summary=summary, report=report)
+
+
+def evaluate_recipe(recipe: Recipe, model: str | None = None) -> dict[str, float]:
+    """Measures `model`, or what the recipe's run has made last, on the recipe's held-out data."""
+    if recipe.evaluation is None:
+        raise ConfigError("this recipe has no 'evaluation' section: say there what to measure")
+    folder = RunFolder(Path(recipe.output_dir or f"runs/{recipe.name}"))
+    if model is None and not (folder.path / "manifest.json").is_file():
+        raise ConfigError(f"{folder.path} holds no run yet; run the recipe first, or name a model with --model")
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    accelerator = make_accelerator(recipe.model, (), folder.path)
+    loaded = load(recipe.model, model or last_model(folder.path), accelerator, trained=False)
+    engines = EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator)
+    rewards = make_rewards(recipe.rewards) if recipe.rewards else None
+    try:
+        evaluation = make_evaluation(recipe.evaluation, recipe, loaded, engines, rewards, accelerator)
+        return evaluation.measure(loaded.policy)[0]
+    finally:
+        engines.close()
 
 
 def _start(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> Path | str:
@@ -231,9 +254,7 @@ def parts_table(parts: tuple[PartCount, ...]) -> Table:
     return table
 
 
-def _summarise(
-    folder: RunFolder, results: list[dict[str, Any]], started: float, report: Path | None
-) -> dict[str, Any]:
+def _summarise(folder: RunFolder, results: list[dict[str, Any]], started: float, report: Path | None) -> dict[str, Any]:
     fields = ("name", "algorithm", "seconds", "steps", "before", "after")
     summary = {
         "seconds": round(max(time.perf_counter() - started, sum(r["seconds"] for r in results)), 1),
@@ -260,4 +281,4 @@ def _short(path: Path) -> str:
         return str(path)
 
 
-__all__ = ["RunResult", "parts_table", "run_recipe"]
+__all__ = ["RunResult", "evaluate_recipe", "parts_table", "run_recipe"]

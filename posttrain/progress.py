@@ -49,7 +49,11 @@ class StepProgress:
         elif time.monotonic() - self._logged > _LOG_EVERY_S or self._done == self._total:
             self._logged = time.monotonic()
             left = (self._logged - self._started) / (self._done - self._first) * (self._total - self._done)
-            print(f"{self._title}: step {self._done}/{self._total}, {left:.0f} s left  {text}", file=sys.stderr, flush=True)
+            print(
+                f"{self._title}: step {self._done}/{self._total}, {left:.0f} s left  {text}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

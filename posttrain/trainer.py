@@ -124,7 +124,9 @@ class Trainer:
         histograms: dict[str, Tensor] = {}
         count = len(batch.mini_batches)
         for place, sequences in enumerate(batch.mini_batches):
-            update = self._update(sequences, progress=(self.step + place / count) / self.settings.steps, histograms=histograms)
+            update = self._update(
+                sequences, progress=(self.step + place / count) / self.settings.steps, histograms=histograms
+            )
             for name, value in update.items():
                 merged[name] = merged[name].merge(value) if name in merged else value
         self.policy.features.clear()
@@ -176,8 +178,12 @@ class Trainer:
                     merged[name] = merged[name].merge(value) if name in merged else value
                 for name, counts in objective.histograms(output, tokens).items():
                     histograms[name] = histograms.get(name, torch.zeros_like(counts)) + counts
-            loss_sum += float(output.loss)
-        norm = self._step(schedule_factor(progress, settings.schedule, warmup_frac=settings.warmup_frac, final_frac=settings.final_frac))
+            loss_sum += float(output.loss.detach())
+        norm = self._step(
+            schedule_factor(
+                progress, settings.schedule, warmup_frac=settings.warmup_frac, final_frac=settings.final_frac
+            )
+        )
         skipped = not np.isfinite(norm)
         world = self.accelerator.num_processes
         return merged | {
@@ -192,9 +198,9 @@ class Trainer:
 
     def _backward(self, row: PackedRow, denominator: float, *, idle: bool, last: bool) -> Any:
         objective = self.objective
-        weights_T = token_weights(
-            row.lengths_S, row.sequence_index_T, objective.reduction, denominator=denominator
-        ) * (0.0 if idle else float(self.accelerator.num_processes))  # data parallelism averages gradients over ranks
+        weights_T = token_weights(row.lengths_S, row.sequence_index_T, objective.reduction, denominator=denominator) * (
+            0.0 if idle else float(self.accelerator.num_processes)
+        )  # data parallelism averages gradients over ranks
 
         def token_loss(logprobs_T: Tensor, span: slice) -> Tensor:
             if idle:

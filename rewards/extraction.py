@@ -30,7 +30,7 @@ def extract_answer(text: str, *, max_chars: int = MAX_ANSWER_CHARS) -> str | Non
     answer = _marked_answer(spoken)
     if answer is None:
         answer = spoken.strip()
-        if "\n" in answer or len(answer) > MAX_BARE_CHARS:
+        if "\n" in answer or len(answer) > MAX_BARE_CHARS or "\\boxed" in answer:  # a box that was never closed
             return None
     answer = answer.strip()
     return answer if 0 < len(answer) <= max_chars else None

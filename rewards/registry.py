@@ -43,7 +43,7 @@ def register(name: str) -> Callable[[RewardClass], RewardClass]:
         raise ValueError(f"a reward's name is lower-case words joined by underscores, got {name!r}")
 
     def add(cls: RewardClass) -> RewardClass:
-        if not (is_dataclass(cls) and cls.__dataclass_params__.frozen):  # pyright: ignore[reportAttributeAccessIssue]
+        if not _is_frozen_dataclass(cls):
             raise TypeError(f"{cls.__name__} must be a frozen dataclass to be registered as reward {name!r}")
         if not _follows_protocol(cls):
             raise TypeError(f"{cls.__name__} lacks __call__ or perfect_answer: it is no Reward")
@@ -166,6 +166,10 @@ def _checked(name: str, key: str, value: Any, hint: Any) -> Any:
     except ValidationError as error:
         wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise ValueError(f"reward {name!r}: option {key!r} got {value!r:.80}, wanted {wanted}") from None
+
+
+def _is_frozen_dataclass(cls: type) -> bool:
+    return is_dataclass(cls) and cls.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _follows_protocol(cls: type) -> bool:

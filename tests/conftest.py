@@ -20,7 +20,7 @@ def shared_data() -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With several workers (`--dist loadgroup`), the tests that start a vLLM engine share one: engines take every core."""
+    """Under `--dist loadgroup`, the tests that start a vLLM engine share one worker: an engine takes every core."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.get_closest_marker("vllm") is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.marks import IMAGE_MARK, Part, check_text, split_marks
-from posttrain.data.source_spec import SourceSpec, template_fields
+from posttrain.data.source_spec import RowFormat, SourceSpec, template_fields
 from posttrain.errors import DataError
 from posttrain.records import Message
 
@@ -23,23 +23,15 @@ _ROLES = {
     "observation": "tool",
     "function": "tool",
 }
-_CONSUMED = {
-    "messages",
-    "conversations",
-    "prompt",
-    "completion",
-    "image",
-    "images",
-    "video",
-    "videos",
-    "task",
-    "system",
-}
-_COLUMNS_OF = {
+_LAYOUTS: Mapping[RowFormat, tuple[str, ...]] = {
+    "auto": ("messages", "conversations", "prompt"),
     "messages": ("messages", "prompt"),
     "sharegpt": ("conversations", "messages"),
     "qwen": ("conversations",),
+    "prompt": ("prompt",),
 }
+"""Columns that can hold the conversation; the first that a row has is read."""
+_CONSUMED = {"image", "images", "video", "videos", "task", "system"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +54,12 @@ def parse_row(row: Mapping[str, Any], spec: SourceSpec, name: str) -> ParsedRow:
     fields = _map_columns(row, spec, name)
     if fields.get("video") or fields.get("videos"):
         raise DataError(f"{name}: has videos, which are not supported yet; remove the row or its videos")
-    turns = _turns(fields, spec, name)
+    column = _conversation_column(fields, spec, name)
+    turns = _as_turns(fields[column], "user", column, name)
+    consumed = _CONSUMED | {column}
+    if column == "prompt" and fields.get("completion") is not None:
+        turns += _as_turns(fields["completion"], "assistant", "completion", name)
+        consumed |= {"completion"}
     images = _as_list(fields.get("images")) + _as_list(fields.get("image"))
     reader = _MessageReader(name, images)
     messages = [reader.read(turn) for turn in turns]
@@ -73,7 +70,7 @@ def parse_row(row: Mapping[str, Any], spec: SourceSpec, name: str) -> ParsedRow:
         messages.insert(0, {"role": "system", "content": system})
     _check_order(messages, name)
     _check_thinking(messages, spec.thinking, name)
-    reference = {key: value for key, value in fields.items() if key not in _CONSUMED}
+    reference = {key: value for key, value in fields.items() if key not in consumed}
     if spec.answer_regex is not None:
         reference["answer"] = _extract(spec.answer_regex, reference.get("answer"), name)
     if isinstance(reference.get("tools"), str):
@@ -99,23 +96,15 @@ def _map_columns(row: Mapping[str, Any], spec: SourceSpec, name: str) -> dict[st
     return fields
 
 
-def _turns(fields: Mapping[str, Any], spec: SourceSpec, name: str) -> list[Mapping[str, Any]]:
-    """The raw turns of a row, in whichever layout it has."""
-    layouts = _COLUMNS_OF.get(spec.format, ("prompt",) if spec.format == "prompt" else None)
-    if spec.prompt_template is not None:
-        layouts = ("prompt",)
-    layouts = layouts or ("messages", "conversations", "prompt")
-    column = next((c for c in layouts if fields.get(c) is not None), None)
-    if column is None:
-        wanted = " or ".join(f"'{c}'" for c in layouts)
-        raise DataError(
-            f"{name}: has no {wanted} column (it has: {', '.join(map(str, fields)) or 'none'}); "
-            "name one by `columns`, or write the prompt by `prompt_template`"
-        )
-    turns = _as_turns(fields[column], "user", column, name)
-    if column == "prompt" and fields.get("completion") is not None:
-        turns += _as_turns(fields["completion"], "assistant", "completion", name)
-    return turns
+def _conversation_column(fields: Mapping[str, Any], spec: SourceSpec, name: str) -> str:
+    layout = ("prompt",) if spec.prompt_template is not None else _LAYOUTS[spec.format]
+    for column in layout:
+        if fields.get(column) is not None:
+            return column
+    raise DataError(
+        f"{name}: has no {' or '.join(map(repr, layout))} column (it has: {', '.join(map(str, fields)) or 'none'}); "
+        "name one by `columns`, or write the prompt by `prompt_template`"
+    )
 
 
 def _as_turns(value: Any, role: str, column: str, name: str) -> list[Mapping[str, Any]]:

@@ -26,7 +26,8 @@ from posttrain.model import ImagePatches
 MAX_ASPECT_RATIO = 200
 """Of the longer to the shorter side: the checkpoints' own processors refuse more."""
 # A list, because PIL also knows formats that start other programs (EPS) or take no pixels (plug-ins for documents).
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.init()
+_FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM") if name in Image.OPEN)
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _MAX_DOWNLOAD = 64 * 2**20
 _MAX_ROUNDS = 8
@@ -204,7 +205,7 @@ def _upright_rgb(image: Image.Image, what: str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own conversion cuts off at 255
         image = Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     image = image.convert("RGB")

@@ -77,7 +77,9 @@ def read_run(folder: Path) -> Run:
 def read_trajectories(stage: Stage, lines: Sequence[int]) -> list[Row]:
     """The trajectories at these lines of the stage's file, in the file's order."""
     wanted = set(lines)
-    return [row for line, row in _rows(stage.folder / "trajectories.jsonl", lambda _: None) if line in wanted]
+    with (stage.folder / "trajectories.jsonl").open("rb") as file:
+        texts = [text for line, text in enumerate(file, start=1) if line in wanted]
+    return [row for text in texts if (row := _parse(text)) is not None]
 
 
 def _planned_stages(manifest: Mapping[str, Any]) -> dict[str, str]:

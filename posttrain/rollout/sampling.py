@@ -18,9 +18,9 @@ def draw_tokens(
     distribution: a row's token depends on its own logits and its own number alone, not on its neighbours.
     banned_V: True where a token must not be drawn; what is left is renormalised before drawing, and so it is after
     top_k and top_p. The log-probabilities are `log_softmax(logits / temperature)` over the *full* vocabulary all the
-    same, because that is what a trainer computes: drawing and scoring differ by the mass of the banned tokens, which is
-    the same for both policies of an importance ratio only if it is left out of neither. Greedy tokens (temperature 0)
-    get their log-probability at temperature 1.
+    same, because that is what a trainer computes for the same tokens: on the weights that sampled, the ratio of the two
+    is 1, at the price of the banned mass (a token's probability of being drawn is higher by that factor). Greedy tokens
+    (temperature 0) get their log-probability at temperature 1.
     """
     if sampling.temperature not in (0.0, 1.0):
         logits_NV = logits_NV / sampling.temperature

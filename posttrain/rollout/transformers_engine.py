@@ -9,23 +9,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from posttrain.errors import EngineError
 from posttrain.model import ImagePatches, ModelFacts, PackedPolicy, rope_positions
 from posttrain.rollout.engine import Request, Sample, Sampling
 from posttrain.rollout.sampling import Uniforms, draw_tokens
+from posttrain.rollout.shared_prefix import SharedPrefix, cached, own_cache, shared_prefix_decoding
 
 
 class TransformersEngine:
-    """Each distinct prompt is prefilled once, with its images; its keys and values are then repeated for its samples.
+    """Each distinct prompt is prefilled once, with its images, and its samples share its keys and values.
 
     All samples of a batch take a token in one forward pass, and leave the batch soon after they end. The model is in
     eval mode meanwhile (no dropout, no gradient checkpointing) and goes back to the modes it had.
 
-    max_batch_tokens: keys and values held at a time, in tokens: samples x (prompt + max_new_tokens). A batch of one
-    sample may exceed it. vocab_limit: ids from here on are never sampled; the tokenizer's length, where the head has
-    more rows. autocast: the dtype of the trainer's mixed precision, None without it.
+    max_batch_tokens: keys and values held at a time, in tokens: a padded prompt once, and max_new_tokens for each of
+    its samples. A batch of one sample may exceed it.
+    vocab_limit: ids from here on are never sampled; the tokenizer's length, where the head has more rows.
+    autocast: the dtype of the trainer's mixed precision, None without it.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class TransformersEngine:
     def update_weights(self, policy: nn.Module, version: int) -> None:
         """Notes the version: the weights are the trainer's own. Raises EngineError for another model."""
         if next(policy.parameters()) is not next(self.policy.parameters()):
-            raise EngineError("this engine samples from the model it was made with, not from another: make a new engine")
+            raise EngineError("this engine samples from the model it was made with, got another: make a new engine")
         self.weights_version = version
 
     def close(self) -> None:
@@ -80,7 +82,8 @@ class TransformersEngine:
         device = next(self.policy.parameters()).device.type
         self.policy.eval()
         try:
-            with torch.no_grad(), torch.autocast(device, self.autocast) if self.autocast else nullcontext():
+            mixed = torch.autocast(device, self.autocast) if self.autocast else nullcontext()
+            with torch.no_grad(), mixed, shared_prefix_decoding(self.policy.base_model):
                 yield
         finally:
             for module, training in modes:
@@ -97,12 +100,12 @@ class TransformersEngine:
         logprobs_NT = torch.zeros(num_samples, limit, device=device)
         lengths_N = torch.full((num_samples,), limit, device=device)
 
-        head_VH = self.policy.base_model.get_output_embeddings().weight.to(prefill.hidden_UH.dtype)
+        head: Any = self.policy.base_model.get_output_embeddings()
+        head_VH = head.weight.to(prefill.hidden_UH.dtype)
         logits_BV = _logits(prefill.hidden_UH, head_VH)[prompt_N]
-        cache = prefill.cache
-        cache.batch_select_indices(prompt_N)
+        prefix = SharedPrefix.of(prefill.keys, prefill.values, prefill.visible_UL, prompt_N)
+        own = own_cache(self.facts.num_layers)
         following_B = prefill.following_U[prompt_N]
-        visible_BL = None if prefill.visible_UL is None else _with_room(prefill.visible_UL[prompt_N], limit)
         sample_B = torch.arange(num_samples, device=device)
         running_B = torch.ones(num_samples, dtype=torch.bool, device=device)
         ended_N = torch.zeros(num_samples, dtype=torch.bool, device=device)
@@ -119,11 +122,10 @@ class TransformersEngine:
                 break
             if num_running <= _KEPT_FRAC * len(running_B):
                 kept = running_B.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
+                prefix = prefix.kept(kept)
+                own.batch_select_indices(kept)
                 next_B, sample_B, running_B, following_B = (x[kept] for x in (next_B, sample_B, running_B, following_B))
-                visible_BL = visible_BL if visible_BL is None else visible_BL[kept]
-            hidden_BH = self._decode(next_B, following_B + step, visible_BL, cache)
-            logits_BV = _logits(hidden_BH, head_VH)
+            logits_BV = _logits(self._decode(next_B, following_B + step, prefix, own), head_VH)
         return self._samples(numbers, tokens_NT, logprobs_NT, lengths_N, ended_N)
 
     def _prefill(self, batch: Sequence["_Prompt"]) -> "_Prefill":
@@ -147,7 +149,7 @@ class TransformersEngine:
         padded = int(lengths_U.min()) < longest
         visible_UL = torch.arange(longest, device=device) >= longest - lengths_U[:, None] if padded else None
         positions = torch.from_numpy(positions_RUL).to(device)
-        cache = Cache(layers=[RoomyLayer() for _ in range(facts.num_layers)])
+        cache = DynamicCache()
         output = self.policy.base_model.model(
             input_ids=torch.from_numpy(token_ids_UL).to(device),
             position_ids=positions if facts.has_vision else positions[0],
@@ -156,9 +158,11 @@ class TransformersEngine:
             use_cache=True,
             **self._vision([image for prompt in batch for image in prompt.images]),
         )
+        keys, values = cached(cache)
         return _Prefill(
             hidden_UH=output.last_hidden_state[:, -1],
-            cache=cache,
+            keys=keys,
+            values=values,
             visible_UL=visible_UL,
             following_U=torch.from_numpy(following_U).to(device),
         )
@@ -181,17 +185,21 @@ class TransformersEngine:
         )
         return {"mm_encoder_outputs": {"image": outputs}}
 
-    def _decode(self, tokens_B: Tensor, positions_B: Tensor, visible_BL: Tensor | None, cache: Cache) -> Tensor:
-        """[B, H] last hidden states after one more token."""
+    def _decode(self, tokens_B: Tensor, positions_B: Tensor, prefix: SharedPrefix, own: Cache) -> Tensor:
+        """[B, H] last hidden states after one more token. The explicit positions leave no use for `rope_deltas`."""
         inner = self.policy.base_model.model
-        text = inner.language_model if self.facts.has_vision else inner
         positions = positions_B[:, None]
+        if self.facts.has_vision:
+            text, positions, mask = inner.language_model, positions.expand(3, -1, -1), None
+        else:
+            text, mask = inner, {"full_attention": None}
         output = text(
             input_ids=tokens_B[:, None],
-            position_ids=positions.expand(3, -1, -1) if self.facts.has_vision else positions,
-            attention_mask=None if visible_BL is None else visible_BL[:, None, None, : cache.get_seq_length() + 1],
-            past_key_values=cache,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=own,
             use_cache=True,
+            shared_prefix=prefix,
         )
         return output.last_hidden_state[:, -1]
 
@@ -214,32 +222,7 @@ class TransformersEngine:
 
 
 _KEPT_FRAC = 0.875
-"""Ended samples are dropped once they are an eighth of the batch: dropping copies what is kept, about one step's cost."""
-
-
-class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, L, D] of one layer in buffers with room: a step writes one token and copies none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.length = 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
-            self.length = key_states.shape[2]
-            return self.keys, self.values
-        start, self.length = self.length, self.length + key_states.shape[2]
-        if self.length > self.keys.shape[2]:
-            room = max(32, self.length // 4)
-            self.keys, self.values = (_with_tail(x, start, room) for x in (self.keys, self.values))
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
+"""Samples that have ended are dropped once they are an eighth of the batch."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -255,7 +238,9 @@ class _Prompt:
 class _Prefill:
     hidden_UH: Tensor
     """Last hidden state of each prompt."""
-    cache: Cache
+    keys: list[Tensor]
+    """[U, kv heads, L, D] for each layer."""
+    values: list[Tensor]
     visible_UL: Tensor | None
     """bool, False at padding; None where no prompt is padded."""
     following_U: Tensor
@@ -263,27 +248,23 @@ class _Prefill:
 
 
 def _batches(prompts: Sequence[_Prompt], max_new_tokens: int, max_tokens: int) -> Iterator[list[_Prompt]]:
-    """Prompts of like length together, so that little is padded; one with too many samples is split."""
+    """Prompts of like length together, so that little is padded; one whose samples do not fit is split."""
     batch: list[_Prompt] = []
-    num_samples = 0
+    room = max_tokens
     for prompt in sorted(prompts, key=lambda prompt: -len(prompt.token_ids)):
         waiting = prompt.samples
         while waiting:
-            longest = len((batch or [prompt])[0].token_ids)
-            fitting = max_tokens // (longest + max_new_tokens) - num_samples
-            if fitting < min(len(waiting), _SMALLEST_PART) and batch:
+            held = len((batch or [prompt])[0].token_ids)  # the first is the longest: the others are padded to it
+            fitting = (room - held) // max_new_tokens
+            if batch and fitting < len(waiting):
                 yield batch
-                batch, num_samples = [], 0
+                batch, room = [], max_tokens
                 continue
             taken, waiting = waiting[: max(fitting, 1)], waiting[max(fitting, 1) :]
             batch.append(_Prompt(token_ids=prompt.token_ids, images=prompt.images, samples=taken))
-            num_samples += len(taken)
+            room -= held + len(taken) * max_new_tokens
     if batch:
         yield batch
-
-
-_SMALLEST_PART = 4
-"""A prompt is split over two batches, and so prefilled twice, only where the first one has room for this many samples."""
 
 
 def _logits(hidden_NH: Tensor, head_VH: Tensor) -> Tensor:
@@ -298,16 +279,3 @@ def _causal(visible_UL: Tensor) -> Tensor:
     causal_LL = torch.ones(length, length, dtype=torch.bool, device=visible_UL.device).tril()
     itself_LL = torch.eye(length, dtype=torch.bool, device=visible_UL.device)
     return ((visible_UL[:, None, :] & causal_LL) | itself_LL)[:, None]
-
-
-def _with_room(visible_NL: Tensor, room: int) -> Tensor:
-    """[N, L + room]: every token to come is visible."""
-    return torch.nn.functional.pad(visible_NL, (0, room), value=True)
-
-
-def _with_tail(kept: Tensor, length: int, room: int) -> Tensor:
-    """The first `length` positions of [B, heads, L, D] at the start of a longer buffer."""
-    batch, heads, _, width = kept.shape
-    buffer = kept.new_empty(batch, heads, length + room, width)
-    buffer[:, :, :length] = kept[:, :, :length]
-    return buffer

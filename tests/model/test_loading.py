@@ -251,6 +251,22 @@ def test_an_adapter_whose_base_has_gone_says_so_and_takes_another(copy_of, tiny_
         load_model(base, base=base)
 
 
+def test_an_adapter_without_all_its_weights_or_of_another_size_is_refused(tiny_checkpoint, tmp_path):
+    folder = tiny_checkpoint(Family.QWEN3_VL)
+    adapter = save_model(trained_adapter(folder), None, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    first = sorted(weights)[0]
+    save_file({n: w for n, w in weights.items() if n != first}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelLoadError, match="does not fit its base model: Found missing adapter keys"):
+        load_model(adapter)
+    save_file(weights | {first: torch.ones(4, 7)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelLoadError, match="does not fit its base model"):
+        load_model(adapter)
+    (adapter / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelLoadError, match=r"adapter_config.json cannot be read"):
+        load_model(adapter)
+
+
 def test_a_merged_checkpoint_is_an_ordinary_one(tiny_checkpoint, tmp_path):
     folder = tiny_checkpoint(Family.QWEN3_VL)
     save_model(trained_adapter(folder), None, tmp_path / "adapter")

@@ -28,19 +28,24 @@ def test_splitting_at_marks_loses_nothing(words):
     assert all(part.get("text") != "" for part in parts)
 
 
-def test_five_layouts_of_one_conversation_read_alike():
+def test_all_layouts_of_one_conversation_read_alike():
     parts = [IMAGE, text("Who?")]
     wanted = ({"role": "user", "content": parts}, {"role": "assistant", "content": "Me."})
-    marked = "<image>Who?"
+    asked, said = {"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "Me."}
+    from_human, from_gpt = {"from": "human", "value": "<image>Who?"}, {"from": "gpt", "value": "Me."}
+    inline = {"role": "user", "content": [{"type": "image", "image": "1.png", "text": None}, text("Who?")]}
+    linked = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "1.png"}}, text("Who?")]}
+    in_parts = [{"role": "user", "content": parts}, {"role": "assistant", "content": [text("Me.")]}]
     rows = [
-        {"messages": [{"role": "user", "content": marked}, {"role": "assistant", "content": "Me."}], "images": ["1.png"]},
-        {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": [text("Me.")]}], "images": ["1.png"]},
-        {"conversations": [{"from": "human", "value": marked}, {"from": "gpt", "value": "Me."}], "image": "1.png"},
-        {"prompt": [{"role": "user", "content": marked}], "completion": [{"role": "assistant", "content": "Me."}], "image": ["1.png"]},
-        {"prompt": marked, "completion": "Me.", "images": ["1.png"]},
-        {"messages": [{"role": "user", "content": [{"type": "image", "image": "1.png", "text": None}, text("Who?")]}, {"role": "assistant", "content": "Me."}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "1.png"}}, text("Who?")]}, {"role": "assistant", "content": "Me."}]},
-    ]  # fmt: skip
+        {"messages": [asked, said], "images": ["1.png"]},
+        {"messages": in_parts, "images": ["1.png"]},
+        {"messages": [inline, said]},
+        {"messages": [linked, said]},
+        {"messages": [from_human, from_gpt], "images": ["1.png"]},
+        {"conversations": [from_human, from_gpt], "image": "1.png"},
+        {"prompt": [asked], "completion": [said], "image": ["1.png"]},
+        {"prompt": "<image>Who?", "completion": "Me.", "images": ["1.png"]},
+    ]
     for row in rows:
         parsed = parse(row)
         assert parsed.messages == wanted and parsed.image_refs == ("1.png",) and not parsed.reference
@@ -65,6 +70,8 @@ def test_columns_that_nothing_consumed_are_reference_fields():
     parsed = parse({"prompt": "p", "answer": "4", "bbox": [1, 2], "task": "count", "id": 3})
     assert parsed.task == "count" and parsed.reference == {"answer": "4", "bbox": [1, 2], "id": 3}
     assert parse({"prompt": "p"}, task="maths").task == "maths"
+    both = parse({**chat(("user", "a")), "prompt": "p", "completion": "c"})
+    assert both.messages[0]["content"] == "a" and both.reference == {"prompt": "p", "completion": "c"}
 
 
 def test_columns_and_answer_regex_read_gsm8k_rows():
@@ -110,13 +117,13 @@ def chat(*turns: tuple[str, str]) -> dict:
 
 
 BAD = [
-    ({**chat(("user", "<image>a")), "images": ["1", "2"]}, {}, "number of <image> marks is 1 but number of images is 2"),
+    ({**chat(("user", "<image>a")), "images": ["1", "2"]}, {}, "marks is 1 but number of images is 2"),
     ({"prompt": "<image><image>", "image": "1"}, {}, "number of <image> marks is 2 but number of images is 1"),
     ({"prompt": "none", "image": "1"}, {}, "number of <image> marks is 0 but number of images is 1"),
     (chat(("user", "<video>a")), {}, "videos are not supported yet"),
     ({**chat(("user", "a")), "videos": ["1.mp4"]}, {}, "has videos, which are not supported yet"),
     ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, {}, "has a video"),
-    ({**chat(("user", "a"), ("assistant", "see <image>")), "images": ["1"]}, {}, "turn of the assistant holds an image"),
+    ({**chat(("user", "a"), ("assistant", "see <image>")), "images": ["1"]}, {}, "the assistant holds an image"),
     (chat(("user", "a"), ("assistant", "")), {}, "turn of the assistant is empty"),
     (chat(("assistant", "a")), {}, "no user turn"),
     (chat(("assistant", "a"), ("user", "b")), {}, "must begin with a user turn"),

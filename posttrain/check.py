@@ -1,0 +1,184 @@
+"""Checks a recipe before it costs anything: its keys, its data, its references, and what it will take."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.table import Table
+
+from posttrain.build import (
+    AnyStage,
+    Loaded,
+    load,
+    make_accelerator,
+    make_renderer,
+    make_rewards,
+    make_source,
+    objective_of,
+)
+from posttrain.config import Recipe, SFTStage
+from posttrain.data import DataSource, Mixture, TooLong
+from posttrain.errors import DataError
+from posttrain.model.families import Family
+from posttrain.model.parts import freeze
+from posttrain.model.tiny import build_tiny
+from posttrain.rewards import RewardTable
+
+_MANY_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEstimate:
+    """What a stage will take, from the rows that were looked at."""
+
+    name: str
+    algorithm: str
+    steps: int
+    rows: int
+    """Rows of its data sources."""
+    mean_tokens: float
+    longest: int
+    too_long: int
+    """Rows looked at that exceed max_length."""
+    tokens: float
+    """Tokens of the whole stage, answers at their limit."""
+    gibibytes: float
+    """Weights, gradients and optimiser state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    stages: Sequence[StageEstimate]
+    problems: Sequence[str]
+    """One sentence each; empty where the recipe can be run."""
+
+
+def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
+    """Looks at the first `rows` of every source: parses, opens images, renders, scores the references. Trains nothing."""
+    problems: list[str] = []
+    rewards = make_rewards(recipe.rewards) if recipe.rewards else None
+    with TemporaryDirectory(prefix="posttrain-check-") as scratch:
+        accelerator = make_accelerator(recipe.model, (), Path(scratch))
+        start: Path | str = recipe.model.path or build_tiny(
+            Family(str(recipe.model.tiny)), Path(scratch) / "model", seed=recipe.seed
+        )
+        loaded = load(recipe.model, start, accelerator)
+        estimates = []
+        for name, stage in recipe.stages.items():
+            estimates.append(_check_stage(recipe, name, stage, loaded, rewards, rows, problems))
+        if recipe.evaluation is not None:
+            for section in recipe.evaluation.data:
+                problems += _reference_problems(make_source(section), rewards, rows, "evaluation")
+    return CheckResult(stages=estimates, problems=problems[:_MANY_PROBLEMS])
+
+
+def _check_stage(
+    recipe: Recipe,
+    name: str,
+    stage: AnyStage,
+    loaded: Loaded,
+    rewards: RewardTable | None,
+    rows: int,
+    problems: list[str],
+) -> StageEstimate:
+    objective_of(stage)
+    supervised = isinstance(stage, SFTStage)
+    renderer = make_renderer(recipe.model, loaded, stage.max_length)
+    if not supervised and rewards is None:
+        problems.append(f"stages.{name}: {stage.algorithm} needs a 'rewards' section")
+    sources = {str(place): make_source(section) for place, section in enumerate(stage.data)}
+    lengths: list[int] = []
+    too_long = 0
+    for source in sources.values():
+        for index in _first(source, rows):
+            try:
+                example = source[index]
+                if supervised:
+                    lengths += [s.num_tokens for s in renderer.render_training(example)]
+                else:
+                    lengths.append(len(renderer.render_prompt(example).token_ids))
+            except TooLong as error:
+                too_long += 1
+                lengths.append(error.num_tokens)
+            except DataError as error:
+                problems.append(f"stages.{name}: {error}")
+        if not supervised and rewards is not None:
+            problems += _reference_problems(source, rewards, rows, f"stages.{name}")
+    if lengths and too_long == len(lengths):
+        problems.append(f"stages.{name}: every row looked at exceeds max_length {stage.max_length}")
+    mixture = Mixture(sources, dict(zip(sources, (s.ratio for s in stage.data), strict=True)), seed=recipe.seed)
+    steps = stage.steps or mixture.steps_for(stage.epochs or 1.0, stage.batch_size)
+    mean = sum(lengths) / max(len(lengths), 1)
+    asked = 1 if supervised else stage.group_size
+    answer = 0 if supervised else stage.max_new_tokens * asked
+    freeze(loaded.policy.model, loaded.facts, stage.freeze)
+    return StageEstimate(
+        name=name,
+        algorithm=stage.algorithm,
+        steps=steps,
+        rows=sum(len(s) for s in sources.values()),
+        mean_tokens=mean,
+        longest=max(lengths, default=0),
+        too_long=too_long,
+        tokens=steps * stage.batch_size * (mean + answer),
+        gibibytes=_state_bytes(loaded.policy.model, stage.optimizer) / 2**30,
+    )
+
+
+def _state_bytes(model: torch.nn.Module, optimizer: str) -> int:
+    """Weights once; for what is trained, a gradient and the optimiser's one or two moments beside it."""
+    moments = 1 if optimizer == "muon" else 2
+    return sum(p.numel() * p.element_size() * (2 + moments if p.requires_grad else 1) for p in model.parameters())
+
+
+def _reference_problems(source: DataSource, rewards: RewardTable | None, rows: int, where: str) -> Iterator[str]:
+    """Rows whose own reference would not earn its full reward."""
+    if rewards is None:
+        return
+    for index in _first(source, rows):
+        try:
+            example = source[index]
+        except DataError as error:
+            yield f"{where}: {error}"
+            continue
+        if not rewards.serves(example.task):
+            if where != "evaluation":
+                yield f"{where}: {example.id} is of task '{example.task}', which has no rewards"
+            continue
+        for problem in rewards.check(example.task, example.reference):
+            yield f"{where}: {example.id}: {problem}"
+
+
+def _first(source: DataSource, rows: int) -> range:
+    return range(min(rows, len(source)))
+
+
+def estimate_table(estimates: Sequence[StageEstimate]) -> Table:
+    table = Table(title="what each stage takes")
+    table.add_column("stage")
+    for column in (
+        "algorithm",
+        "steps",
+        "rows",
+        "tokens a row",
+        "longest",
+        "too long",
+        "tokens in all",
+        "weights + state",
+    ):
+        table.add_column(column, justify="right")
+    for e in estimates:
+        table.add_row(
+            e.name,
+            e.algorithm,
+            f"{e.steps:,}",
+            f"{e.rows:,}",
+            f"{e.mean_tokens:,.0f}",
+            f"{e.longest:,}",
+            str(e.too_long),
+            f"{e.tokens:.3g}",
+            f"{e.gibibytes:.2f} GiB",
+        )
+    return table

@@ -1,0 +1,320 @@
+"""Trainers for Python: the shape that TRL users know, and the same objects that recipes are made of."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from accelerate import Accelerator
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field, ValidationError
+from transformers import PreTrainedModel
+
+from posttrain.build import (
+    AnyStage,
+    EngineRoom,
+    Loaded,
+    StageBuilder,
+    fingerprint,
+    load,
+    make_accelerator,
+    resumable,
+    tokenizer_of,
+)
+from posttrain.checkpoints import seed_everything
+from posttrain.config import EngineSection, GRPOStage, GSPOStage, LoraSection, ModelSection, SAPOStage, SFTStage
+from posttrain.data import DataSource, Mixture, SourceSpec, from_rows, open_source
+from posttrain.errors import ConfigError
+from posttrain.model import PackedPolicy, facts_of
+from posttrain.model.loading import Processor, save_model
+from posttrain.model.parts import PartCount
+from posttrain.recipe import explain
+from posttrain.report import write_report
+from posttrain.rewards import RewardTable, TaskRewards, WeightedReward, make_reward
+from posttrain.rollout.engine import Engine
+from posttrain.runs import RunFolder, write_json
+from posttrain.trainer import Trainer
+
+RewardSpec = str | Mapping[str, Any] | Callable[..., Any]
+"""A registered name, {"name": ..., options}, "module:function", a Reward, or a TRL reward function."""
+
+
+class _Arguments:
+    """What a Python caller adds to a stage's keys."""
+
+    output_dir: str
+    seed: int
+
+
+class SFTConfig(SFTStage, _Arguments):
+    output_dir: str = Field("runs/sft", description="Folder of the run.")
+    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+
+
+class SAPOConfig(SAPOStage, _Arguments):
+    output_dir: str = Field("runs/sapo", description="Folder of the run.")
+    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+
+
+class GRPOConfig(GRPOStage, _Arguments):
+    output_dir: str = Field("runs/grpo", description="Folder of the run.")
+    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+
+
+class GSPOConfig(GSPOStage, _Arguments):
+    output_dir: str = Field("runs/gspo", description="Folder of the run.")
+    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+
+
+Rows = DataSource | Sequence[Mapping[str, Any]] | str | Path
+"""A data source, a `datasets.Dataset` or a list of rows, or the path of a file."""
+
+Arguments = TypeVar("Arguments", SFTConfig, SAPOConfig, GRPOConfig, GSPOConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What `train()` leaves behind."""
+
+    output_dir: Path
+    model_dir: Path
+    """The trained model or adapter, in the standard format."""
+    steps: int
+    report: Path
+
+
+class _StageTrainer(Generic[Arguments]):
+    """A stage run from Python. `train()` resumes an interrupted run of the same settings."""
+
+    name: ClassVar[str]
+    config: ClassVar[type]
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | PeftModel,
+        train_dataset: Rows | Mapping[str, Rows],
+        args: Arguments | None = None,
+        *,
+        processing_class: Processor | None = None,
+        peft_config: LoraSection | LoraConfig | None = None,
+        reward_table: RewardTable | None = None,
+        engine: EngineSection | Engine | None = None,
+        model_section: Mapping[str, Any] | None = None,
+    ) -> None:
+        """model: a checkpoint folder, a hub name, or a model in memory (then with its `processing_class`).
+
+        train_dataset: rows, or {task: rows}; several are mixed evenly. `model_section`: further keys of a recipe's
+        `model`, such as dtype, thinking and max_pixels.
+        """
+        self.args: Any = args or self.config(steps=100)
+        self.folder = RunFolder(Path(self.args.output_dir))
+        in_memory = not isinstance(model, (str, Path))
+        lora = peft_config if isinstance(peft_config, LoraSection) else None
+        try:
+            self._section = ModelSection(
+                path="in memory" if in_memory else str(model), lora=lora, **dict(model_section or {})
+            )
+        except ValidationError as error:
+            raise ConfigError("\n".join(explain(error, ModelSection))) from None
+        self.accelerator: Accelerator = make_accelerator(self._section, (), self.folder.path)
+        self._stage_folder = self.folder.stage(self.name)
+        self._fingerprint = fingerprint(self._section, self.args.model_dump(mode="json", exclude={"output_dir"}))
+        checkpoint = resumable(self._stage_folder, self._fingerprint)
+        seed_everything(self.args.seed)
+        if checkpoint is not None or not in_memory:
+            self.loaded = load(self._section, checkpoint.model if checkpoint else str(model), self.accelerator)
+        else:
+            assert isinstance(model, (PreTrainedModel, PeftModel))
+            self.loaded = _wrap(model, processing_class, peft_config, self.accelerator)
+        self.parts: tuple[PartCount, ...] = ()
+        room = EngineRoom(
+            engine if isinstance(engine, EngineSection) else EngineSection(),
+            self._section,
+            self.args.seed,
+            self.accelerator,
+        )  # pyright: ignore[reportCallIssue]
+        if engine is not None and not isinstance(engine, EngineSection):
+            room = _GivenEngine(engine)
+        self._room = room
+        builder = StageBuilder(
+            recipe_model=self._section,
+            stage=_stage_of(self.args),
+            seed=self.args.seed,
+            loaded=self.loaded,
+            start=self.loaded.path,
+            engines=room,
+            rewards=reward_table,
+            accelerator=self.accelerator,
+            folder=self._stage_folder,
+            fingerprint=self._fingerprint,
+            title=self.name,
+            mixture=_mixture(train_dataset, self.args.seed),
+        )
+        self.parts = builder.freeze()
+        self.trainer: Trainer = builder.trainer(checkpoint)
+
+    @property
+    def model(self) -> PreTrainedModel | PeftModel:
+        return self.loaded.policy.model  # pyright: ignore[reportReturnType]
+
+    def train(self) -> TrainResult:
+        """Trains to the last step, saves the model and writes the report."""
+        with self.folder.lock():
+            if self.accelerator.is_main_process:
+                recipe = {
+                    "model": self._section.model_dump(mode="json"),
+                    "stages": {self.name: self.args.model_dump(mode="json")},
+                }
+                self.folder.write_manifest(name=self.folder.path.name, seed=self.args.seed, recipe=recipe)
+            started = time.perf_counter()
+            self.trainer.train()
+            self.save_model(self._stage_folder.final)
+            result = {
+                "name": self.name,
+                "algorithm": self.args.algorithm,
+                "seconds": round(time.perf_counter() - started, 1),
+                "steps": self.trainer.step,
+                "before": {},
+                "after": {},
+            }
+            write_json(self._stage_folder.result, result)
+            self._room.close()
+            report = write_report(self.folder.path)
+        return TrainResult(
+            output_dir=self.folder.path, model_dir=self._stage_folder.final, steps=self.trainer.step, report=report
+        )
+
+    def save_model(self, folder: str | Path) -> None:
+        """The model or the adapter, in the standard format."""
+        save_model(self.model, self.loaded.processor, folder)
+
+
+class SFTTrainer(_StageTrainer[SFTConfig]):
+    """Supervised fine-tuning: `SFTTrainer(model=..., train_dataset=..., args=SFTConfig(...)).train()`."""
+
+    name = "sft"
+    config = SFTConfig
+
+
+class _RewardedTrainer(_StageTrainer[Arguments]):
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | PeftModel,
+        reward_funcs: RewardSpec | Sequence[RewardSpec] | Mapping[str, Sequence[RewardSpec]] | RewardTable,
+        train_dataset: Rows | Mapping[str, Rows],
+        args: Arguments | None = None,
+        *,
+        reward_weights: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        """reward_funcs: one or several rewards for every task, {task: rewards}, or a `RewardTable`."""
+        super().__init__(model, train_dataset, args, reward_table=_table(reward_funcs, reward_weights), **options)
+
+
+class SAPOTrainer(_RewardedTrainer[SAPOConfig]):
+    """RL with SAPO: `SAPOTrainer(model=..., reward_funcs=..., train_dataset=..., args=SAPOConfig(...)).train()`."""
+
+    name = "sapo"
+    config = SAPOConfig
+
+
+class GRPOTrainer(_RewardedTrainer[GRPOConfig]):
+    """The same with GRPO's clip instead of the gate."""
+
+    name = "grpo"
+    config = GRPOConfig
+
+
+class GSPOTrainer(_RewardedTrainer[GSPOConfig]):
+    """The same with GSPO's sequence-level clip."""
+
+    name = "gspo"
+    config = GSPOConfig
+
+
+class _GivenEngine(EngineRoom):
+    """A caller's own engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def engine_for(self, loaded: Loaded) -> Engine:
+        return self._engine
+
+    def close(self) -> None:
+        """The caller's to close."""
+
+
+def _stage_of(args: Any) -> AnyStage:
+    return args
+
+
+def _wrap(
+    model: PreTrainedModel | PeftModel,
+    processor: Processor | None,
+    peft_config: LoraSection | LoraConfig | None,
+    accelerator: Accelerator,
+) -> Loaded:
+    """A model that a caller has in memory already."""
+    if processor is None:
+        raise ConfigError(
+            "a model in memory needs its processor: pass processing_class=AutoProcessor.from_pretrained(...)"
+        )
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    facts = facts_of(inner.config, tokenizer_of(processor), inner.generation_config)
+    if isinstance(peft_config, LoraConfig) and not isinstance(model, PeftModel):
+        model = get_peft_model(model, peft_config)  # pyright: ignore[reportAssignmentType]
+    elif isinstance(peft_config, LoraSection) and not isinstance(model, PeftModel):
+        from posttrain.model.lora import add_lora
+
+        model = add_lora(
+            model,
+            facts,
+            rank=peft_config.rank,
+            alpha=peft_config.alpha,
+            dropout=peft_config.dropout,
+            parts=peft_config.parts,
+        )
+    model.to(accelerator.device)  # pyright: ignore[reportArgumentType]
+    return Loaded(policy=PackedPolicy(model, facts), processor=processor, facts=facts, path=inner.name_or_path)
+
+
+def _mixture(rows: Rows | Mapping[str, Rows], seed: int) -> Mixture:
+    if isinstance(rows, Mapping):
+        sources = {task: _source(given, task) for task, given in rows.items()}
+    else:
+        sources = {"train_dataset": _source(rows, "default")}
+    return Mixture(sources, dict.fromkeys(sources, 1.0), seed=seed)
+
+
+def _source(rows: Rows, task: str) -> DataSource:
+    if isinstance(rows, (str, Path)):
+        return open_source(SourceSpec(path=str(rows), task=task))
+    if isinstance(rows, (list, tuple, Dataset, IterableDataset)):
+        return from_rows(rows, SourceSpec(path="train_dataset", task=task))  # pyright: ignore[reportArgumentType]
+    return rows  # pyright: ignore[reportReturnType]
+
+
+def _table(
+    rewards: RewardSpec | Sequence[RewardSpec] | Mapping[str, Sequence[RewardSpec]] | RewardTable,
+    weights: Sequence[float] | None,
+) -> RewardTable:
+    if isinstance(rewards, RewardTable):
+        return rewards
+    by_task: Mapping[str, Any] = (
+        rewards if isinstance(rewards, Mapping) and "name" not in rewards else {"default": rewards}
+    )
+    table = {}
+    for task, given in by_task.items():
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
+        factors = list(weights) if weights is not None else [1.0] * len(listed)
+        if len(factors) != len(listed):
+            raise ConfigError(f"{len(listed)} rewards have {len(factors)} reward_weights; give one for each")
+        try:
+            made = [WeightedReward(reward=make_reward(spec), weight=w) for spec, w in zip(listed, factors, strict=True)]
+            table[task] = TaskRewards(rewards=tuple(made))
+        except ValueError as error:
+            raise ConfigError(f"reward_funcs: {error}") from error
+    return RewardTable(table)

@@ -1,0 +1,65 @@
+"""Finding the final answer."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from posttrain.rewards.extraction import MAX_ANSWER_CHARS, extract_answer, last_boxed, strip_thinking
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{5} no, \boxed{3}", "3"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{4} and \boxed{5", "4"),
+        (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+        (r"\boxed {7}", "7"),
+        ("<answer>1</answer> <answer> 2 </answer>", "2"),
+        (r"<answer>it is \boxed{9}</answer>", "9"),
+        (r"\boxed{1} <answer>2</answer>", "2"),
+        (r"<think>\boxed{1}</think>\boxed{2}", "2"),
+        (r"<think>\boxed{1}", None),
+        (r"\boxed{1}</think>", None),
+        (r"opened by the template: \boxed{1}</think>\boxed{2}", "2"),
+        ("2 + 2 = 4\n#### 1,080\n", "1,080"),
+        ("**Answer:** B.", "B"),
+        ("I think.\nThe answer is 12. Sure.", "12. Sure"),
+        ("72", "72"),
+        ("several\nlines", None),
+        ("", None),
+        (r"\boxed{}", None),
+        (r"\boxed{" + "1" * (MAX_ANSWER_CHARS + 1) + "}", None),
+    ],
+)
+def test_the_final_answer_is_found(text: str, answer: str | None) -> None:
+    assert extract_answer(text) == answer
+
+
+def test_thoughts_are_stripped_wherever_they_stand() -> None:
+    assert strip_thinking("a<think>b</think>c<think>d</think>e") == "ace"
+    assert strip_thinking("<think>a<think>b</think>c</think>d") == "d"
+    assert strip_thinking("a<think>b</think>c<think>d") is None
+
+
+@given(st.text(alphabet="\\{}boxed<>/thinkanswer# 1\n", max_size=300))
+def test_extraction_never_raises_and_a_box_is_part_of_the_text(text: str) -> None:
+    extract_answer(text)
+    boxed = last_boxed(text)
+    assert boxed is None or boxed in text
+
+
+@given(st.recursive(st.just("x"), lambda inner: st.lists(inner, max_size=3).map(lambda xs: "{" + "".join(xs) + "}")))
+def test_any_balanced_content_of_a_box_is_found_whole(content: str) -> None:
+    assert last_boxed(rf"{{ \boxed{{{content}}} }} }}") == content
+
+
+@pytest.mark.parametrize(
+    "piece", ["<think>", "</think>", r"\boxed{", "<answer>", "answer is ", "{", "####", "answer    "]
+)
+def test_time_is_linear_in_hostile_text(piece: str) -> None:
+    started = time.process_time()
+    extract_answer(piece * 20_000)
+    assert time.process_time() - started < 1.0  # a quadratic scan takes minutes
