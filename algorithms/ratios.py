@@ -13,7 +13,7 @@ def log_ratios(logprobs_T: Tensor, old_logprobs_T: Tensor, *, limit: float = LOG
 
 
 def truncated_importance_weights(old_logprobs_T: Tensor, rollout_logprobs_T: Tensor, *, cap: float) -> Tensor:
-    """[T] `min(pi_old / pi_rollout, cap)`, a constant: corrects for an engine whose log-probs differ from the trainer's.
+    """[T] `min(pi_old / pi_rollout, cap)`, a constant: corrects for an engine that differs from the trainer.
 
     old_logprobs_T: the trainer's, at the weights that sampled; rollout_logprobs_T: the engine's. Truncated importance
     sampling per token, as in verl's rollout correction (default cap 2).

@@ -1,4 +1,4 @@
-"""How per-token losses become one number: weights per trained token, with the denominator of the whole step passed in."""
+"""How per-token losses become one number: weights per trained token, over the denominator of the whole step."""
 
 from enum import StrEnum
 
@@ -32,7 +32,7 @@ def denominator_of(lengths_S: Tensor, reduction: Reduction, *, constant_length: 
 
 
 def token_weights(lengths_S: Tensor, sequence_index_T: Tensor, reduction: Reduction, *, denominator: float) -> Tensor:
-    """[T] float32 weights such that `sum_t weight_t * loss_t`, summed over micro-batches and ranks, is the reduced loss.
+    """[T] float32 weights such that `sum_t weight_t * loss_t` over micro-batches and ranks is the reduced loss.
 
     lengths_S: trained tokens of each sequence [S]; sequence_index_T: the sequence of every trained token [T];
     denominator: the whole optimiser step's, over all ranks, from `denominator_of`. Raises ValueError where it is not

@@ -6,7 +6,7 @@ from torch import Tensor
 from .ratios import log_ratios
 
 TAU_POSITIVE, TAU_NEGATIVE = 1.0, 1.05
-"""The paper's temperatures: negative advantages are gated more sharply, their updates being noisier off-policy (eq. 9)."""
+"""The paper's temperatures: negative advantages, noisier off-policy, are gated more sharply (eq. 9)."""
 
 
 def temperatures(advantages_T: Tensor, tau_positive: float, tau_negative: float) -> Tensor:
@@ -41,7 +41,7 @@ def gate(
     tau_positive: float = TAU_POSITIVE,
     tau_negative: float = TAU_NEGATIVE,
 ) -> Tensor:
-    """[T] gate weights `w = 4 p (1 - p)`, `p = sigmoid(tau (r - 1))`, in (0, 1]: the share of each token's update kept."""
+    """[T] gate `w = 4 p (1 - p)`, `p = sigmoid(tau (r - 1))`, in (0, 1]: the share of its update that a token keeps."""
     ratios_T = torch.exp(log_ratios(logprobs_T, old_logprobs_T))
     p_T = torch.sigmoid(temperatures(advantages_T, tau_positive, tau_negative) * (ratios_T - 1))
     return 4 * p_T * (1 - p_T)

@@ -25,6 +25,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import posttrain as posttrain  # first of all: its guard lets torchvision, and with it transformers, import on a CPU
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

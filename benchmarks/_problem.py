@@ -43,8 +43,9 @@ class Subject:
 
 
 def load_subject(folder: Path) -> Subject:
-    """The benchmark's model with random weights, in training mode, float32."""
-    build_tiny(Family.QWEN3_VL, folder, size=SIZE)
+    """The benchmarks' model, built in `folder` on first use: random weights, float32, in training mode."""
+    if not (folder / "config.json").is_file():
+        build_tiny(Family.QWEN3_VL, folder, size=SIZE)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).train()
     processor = AutoProcessor.from_pretrained(folder)
     return Subject(model=model, processor=processor, facts=facts_of(model.config, processor.tokenizer))

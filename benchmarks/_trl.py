@@ -38,7 +38,7 @@ def row_compaction(active: bool) -> Iterator[None]:
 def grpo_trainer(
     model: PreTrainedModel, processing: Processing, folder: Path, *, batch: int, **options: Any
 ) -> GRPOTrainer:
-    """TRL's GRPOTrainer around `model`, with no reference model; `options` go to its GRPOConfig, or are `peft_config`."""
+    """TRL's GRPOTrainer around `model`; `options` go to its GRPOConfig, or are `peft_config`. No reference model."""
     peft_config = options.pop("peft_config", None)
     defaults: dict[str, Any] = {"loss_type": "sapo", "beta": 0.0, "gradient_checkpointing": False}
     trainer = GRPOTrainer(

@@ -25,11 +25,10 @@ from _harness import (
     settle,
     show,
 )
-from _problem import Draw, Subject, join, load_subject
+from _problem import Draw, join, load_subject
 from _trl import grpo_inputs, grpo_loss, grpo_trainer, row_compaction
 from posttrain.algorithms import Reduction, denominator_of, sapo_token_losses, token_weights
 from posttrain.model import Budget, ModelFacts, PackedPolicy, TokenSequence, pack
-from posttrain.model.attention import ATTENTION_NAME
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -94,7 +93,7 @@ def main() -> None:
     if options.cell:
         grid, headline = (options.cell,), options.cell
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(load_subject(Path(folder)), Path(folder))
+        bench = Bench(Path(folder))
         cells = {}
         for cell in grid:
             cells[cell] = bench.measure(cell, options.repeats)
@@ -118,13 +117,14 @@ def main() -> None:
 
 
 class Bench:
-    """The model under TRL's trainer and under ours; both train the same parameters."""
+    """Two models of the same weights, so that neither side's changes to its model serve the other."""
 
-    def __init__(self, subject: Subject, folder: Path) -> None:
-        self.subject = subject
-        self.model, self.facts = subject.model, subject.facts
-        self.trainer = grpo_trainer(subject.model, subject.processor, folder, batch=HEADLINE.group)
+    def __init__(self, folder: Path) -> None:
+        peer, subject = load_subject(folder), load_subject(folder)
+        self.facts = subject.facts
+        self.trainer = grpo_trainer(peer.model, peer.processor, folder, batch=HEADLINE.group)
         self.policy = PackedPolicy(subject.model, subject.facts)
+        self.models = {"plain": peer.model, "compact": peer.model, "ours": subject.model}
 
     def measure(self, cell: Cell, repeats: int) -> Measured:
         sequences = self.draw(cell)
@@ -137,16 +137,15 @@ class Bench:
             sides = {"plain": lambda: self.theirs(inputs, compact=False), **sides}
         losses, gradients = {}, {}
         for name, side in sides.items():
-            self.prepare(name)
             losses[name] = side()
-            gradients[name] = gradients_of(self.model)
+            gradients[name] = gradients_of(self.models[name])
         error = gradient_error(gradients["ours"], gradients["compact"])
         gradients.clear()
-        times = interleave(sides, repeats, before=self.prepare)
+        times = interleave(sides, repeats, before=lambda name: self.models[name].zero_grad())
         mib = {}
         for name, side in sides.items():
-            self.prepare(name)
             mib[name] = peak_mib(side)
+            self.models[name].zero_grad()
         padded = inputs["prompt_ids"].numel() + inputs["completion_ids"].numel()
         return Measured(
             times=times,
@@ -174,17 +173,11 @@ class Bench:
             sequences[place] = replace(sequence, streams={**sequence.streams, "behaviour_logprobs": stale})
         return sequences
 
-    def prepare(self, side: str) -> None:
-        """Drops the gradients, and gives each side its attention: transformers' SDPA to TRL, segments to us."""
-        self.model.zero_grad(set_to_none=True)
-        language = ATTENTION_NAME if side == "ours" else "sdpa"
-        self.model.set_attn_implementation({"text_config": language, "vision_config": "sdpa"})
-
     def theirs(self, inputs: dict[str, Any], *, compact: bool) -> float:
         with row_compaction(compact):
             loss = grpo_loss(self.trainer, inputs)
             loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def ours(self, sequences: Sequence[TokenSequence]) -> float:
         (row,) = pack(sequences, self.facts, WHOLE)
@@ -200,26 +193,20 @@ class Bench:
 
         loss = self.policy(row, token_loss).loss
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     def against_float64(self, cell: Cell) -> dict[str, GradientError]:
         """Both sides' errors against transformers in float64, one sequence at a time, and SAPO by its formula."""
         sequences = self.draw(cell)
         inputs = grpo_inputs(sequences, self.facts)
-        gradients = {}
-        for name, side in (
-            ("compact", lambda: self.theirs(inputs, compact=True)),
-            ("ours", lambda: self.ours(sequences)),
-        ):
-            self.prepare(name)
-            side()
-            gradients[name] = gradients_of(self.model)
-        self.prepare("compact")
-        self.model.double()
+        self.theirs(inputs, compact=True)
+        self.ours(sequences)
+        gradients = {name: gradients_of(self.models[name]) for name in ("compact", "ours")}
+        model = self.models["compact"].double()
         for sequence in sequences:
-            _float64_loss(self.model, self.facts, sequence, len(sequences)).backward()
-        reference = gradients_of(self.model)
-        self.model.float()
+            _float64_loss(model, self.facts, sequence, len(sequences)).backward()
+        reference = gradients_of(model)
+        model.float()
         return {name: gradient_error(found, reference) for name, found in gradients.items()}
 
 
@@ -242,8 +229,8 @@ def _float64_loss(model: PreTrainedModel, facts: ModelFacts, sequence: TokenSequ
 
 
 def show_cells(cells: dict[Cell, Measured]) -> None:
-    columns = ("P / C / G", "plain s", "compact s", "ours s", "plain/ours", "compact/ours", "of minima", "tokens")
-    columns += ("MiB plain", "compact", "ours", "compact/ours", "loss error", "grad error", "L2")
+    columns = ("P / C / G", "plain s", "compact s", "ours s", "plain/ours", "compact/ours", "(minima)", "tokens")
+    columns += ("MiB plain", "compact", "ours", "ratio", "loss error", "gradient", "L2")
     rows = []
     for cell, m in cells.items():
         plain = "plain" in m.times

@@ -1,4 +1,4 @@
-"""The Qwen-VL family as trainers need it: loading, packing, positions, shared-prefix attention, chunked log-probabilities."""
+"""The Qwen-VL family as trainers need it: loading, packing, shared-prefix attention, chunked log-probabilities."""
 
 from .families import ANATOMY, Family, ModelFacts, facts_of
 from .head import HeadOutput, TokenLoss, token_loss_head

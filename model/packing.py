@@ -116,7 +116,7 @@ def pack(sequences: Sequence[TokenSequence], facts: ModelFacts, budget: Budget) 
     bins: list[tuple[list[_Group], int, dict[str, int]]] = []
     for group in groups:
         for place, (members, tokens, images) in enumerate(bins):
-            merged = images | group.images
+            merged = {**images, **group.images}
             if tokens + group.tokens <= budget.tokens and sum(merged.values()) <= budget.patches:
                 members.append(group)
                 bins[place] = (members, tokens + group.tokens, merged)

@@ -1,4 +1,4 @@
-"""One training sequence: its tokens, which of them are trained on, its images, and named streams of numbers per token."""
+"""One training sequence: its tokens, which of them are trained on, its images, and named streams of numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,7 +64,7 @@ class TokenSequence:
         if not 0 <= self.prefix_length <= n or self.mask[: self.prefix_length].any():
             raise ValueError(f"the first {self.prefix_length} tokens are a shared prefix and cannot be trained on")
         if n and self.mask[0]:
-            raise ValueError("the first token of a sequence has no context to be predicted from: it cannot be trained on")
+            raise ValueError("the first token of a sequence has nothing to be predicted from: it cannot be trained on")
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""What a step trains on: mini-batches of sequences, made from the step number alone so that a resumed run repeats them."""
+"""What a step trains on: mini-batches of sequences, made from the step number alone: a resumed run repeats them."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -232,7 +232,7 @@ class EngineRoom:
         if section.kind == "transformers":
             if is_sharded(self._accelerator):
                 raise ConfigError(
-                    "engine.kind 'transformers' samples from the trained model itself, which FSDP and DeepSpeed cut into "
+                    "engine.kind 'transformers' samples from the trained model, which FSDP and DeepSpeed cut into "
                     "shards; set engine.kind to 'vllm'"
                 )
             from posttrain.rollout.transformers_engine import TransformersEngine
@@ -241,7 +241,7 @@ class EngineRoom:
         if self._vllm is None:
             from posttrain.rollout.vllm_engine import VllmEngine
 
-            self._vllm = VllmEngine(
+            engine: Engine = VllmEngine(
                 _base_folder(loaded),
                 loaded.facts,
                 loaded.processor,
@@ -254,6 +254,7 @@ class EngineRoom:
                 enable_sleep=section.sleep,
                 seed=self._seed,
             )
+            self._vllm = engine
         return self._vllm
 
     def close(self) -> None:
@@ -338,7 +339,7 @@ class StageBuilder:
             reference_logprobs=self._reference(stage) if stage.kl_coefficient else None,
             rank=rank,
             world=world,
-            autocast=accelerator.autocast,
+            autocast=lambda: accelerator.autocast(),
         )
 
     def _reference(self, stage: PolicyStage) -> Callable[[Sequence[TokenSequence]], list[torch.Tensor]]:
@@ -376,7 +377,7 @@ class StageBuilder:
             settings=TrainingSettings(
                 steps=self.steps,
                 learning_rate=stage.learning_rate,
-                learning_rates=dict(stage.learning_rates),
+                learning_rates={str(part): rate for part, rate in stage.learning_rates.items()},
                 optimizer=stage.optimizer,
                 weight_decay=stage.weight_decay,
                 betas=stage.betas,
@@ -403,8 +404,8 @@ def resumable(folder: StageFolder, wanted: str) -> Checkpoint | None:
     checkpoint = latest_checkpoint(folder.checkpoints)
     if checkpoint is not None and checkpoint.fingerprint != wanted:
         raise ConfigError(
-            f"{checkpoint.path} was made with other settings than this recipe's; put them back to resume, choose another "
-            "output_dir, or add --restart to start again"
+            f"{checkpoint.path} was made with other settings than this recipe's; put them back to resume, choose "
+            "another output_dir, or add --restart to start again"
         )
     return checkpoint
 
@@ -431,7 +432,7 @@ def make_evaluation(
         budget=budget_of(next(iter(recipe.stages.values()))),
         decode=loaded.decode,
         seed=recipe.seed,
-        autocast=accelerator.autocast,
+        autocast=lambda: accelerator.autocast(),
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )

@@ -56,7 +56,7 @@ class CheckResult:
 
 
 def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
-    """Looks at the first `rows` of every source: parses, opens images, renders, scores the references. Trains nothing."""
+    """Looks at the first `rows` of every source: parses, opens images, renders, scores references. Trains nothing."""
     problems: list[str] = []
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
     with TemporaryDirectory(prefix="posttrain-check-") as scratch:

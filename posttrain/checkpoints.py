@@ -144,7 +144,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def inner_weights(weights: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+def inner_weights(weights: Mapping[str, Any] | None) -> Mapping[str, Tensor] | None:
     """Weights of the packed policy under the names of the model inside it."""
     if weights is None:
         return None

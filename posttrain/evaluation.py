@@ -1,4 +1,4 @@
-"""Held-out measurements: mean reward of fresh answers by task, or the likelihood of given ones where a task has no reward."""
+"""Held-out measurements: mean reward of fresh answers, or the likelihood of given ones where a task has no reward."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

@@ -60,7 +60,7 @@ def _plain(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def schedule_factor(progress: float, schedule: Schedule, *, warmup_frac: float, final_frac: float) -> float:
-    """Share of the peak rate at `progress` in [0, 1) of the stage: linear warm-up, then the schedule to `final_frac`."""
+    """Share of the peak rate at `progress` in [0, 1) of the stage: linear warm-up, then down to `final_frac`."""
     if progress < warmup_frac:
         return max(progress / warmup_frac, 1e-3)
     after = (progress - warmup_frac) / (1 - warmup_frac)

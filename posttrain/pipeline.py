@@ -202,8 +202,8 @@ class _StageRun:
         result = read_json(self.folder.result)
         if result.get("fingerprint") != self.fingerprint:
             raise ConfigError(
-                f"stage '{self.name}' was finished with other settings than this recipe's; put them back, choose another "
-                "output_dir, or add --restart to start again"
+                f"stage '{self.name}' was finished with other settings than this recipe's; put them back, choose "
+                "another output_dir, or add --restart to start again"
             )
         self.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
         return result

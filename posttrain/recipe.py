@@ -92,8 +92,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             case "union_tag_not_found":
                 lines.append(f"'{path}.algorithm' is missing: name what this stage runs")
             case "union_tag_invalid":
-                expected = problem["ctx"]["expected_tags"]
-                lines.append(f"'{path}.algorithm' is '{problem['ctx']['tag']}'; algorithms are: {expected}")
+                ctx = problem.get("ctx", {})
+                lines.append(f"'{path}.algorithm' is '{ctx.get('tag')}'; algorithms are: {ctx.get('expected_tags')}")
             case "value_error":
                 message = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"'{path}': {message}" if path else message)

@@ -1,4 +1,4 @@
-"""The records that flow: an Example is asked, a Trajectory is what was said, a Group is what was said to one example."""
+"""The records that flow: an Example is asked, a Trajectory is what was said, a Group all that was said to one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -110,7 +110,7 @@ class Trainer:
                     self.save()
                 if self._interrupted:
                     raise Interrupted(
-                        f"stopped after step {self.step} of {settings.steps}; everything is saved in {self.folder.path}: "
+                        f"stopped after step {self.step} of {settings.steps}; all is saved in {self.folder.path}: "
                         "run the same command to go on"
                     )
 
@@ -215,7 +215,7 @@ class Trainer:
         return output
 
     def _step(self, factor: float) -> float:
-        """Clips, steps and clears; returns the gradient norm before clipping. A norm that is not finite changes nothing."""
+        """Clips, steps and clears; returns the gradient norm before that. A norm that is not finite changes nothing."""
         set_learning_rate(self._raw_optimizers, factor)
         norm = self.accelerator.clip_grad_norm_(self._trained, self.settings.max_grad_norm)
         value = float(norm) if norm is not None else 0.0

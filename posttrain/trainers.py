@@ -130,7 +130,7 @@ class _StageTrainer(Generic[Arguments]):
             self.loaded = _wrap(model, processing_class, peft_config, self.accelerator)
         self.parts: tuple[PartCount, ...] = ()
         room = EngineRoom(
-            engine if isinstance(engine, EngineSection) else EngineSection(),
+            engine if isinstance(engine, EngineSection) else EngineSection(),  # pyright: ignore[reportCallIssue]
             self._section,
             self.args.seed,
             self.accelerator,

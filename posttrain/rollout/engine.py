@@ -13,7 +13,7 @@ from posttrain.model import ImagePatches
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. Training needs temperature with top_p 1 and top_k 0: filters are not reproduced by trainers."""
+    """How tokens are drawn. Training needs top_p 1 and top_k 0: no trainer reproduces such filters."""
 
     max_new_tokens: int
     temperature: float = 1.0
