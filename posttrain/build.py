@@ -75,11 +75,19 @@ def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
 
 def make_accelerator(model: ModelSection, trackers: Sequence[str], folder: Path) -> Accelerator:
     """The one accelerator of a process, from `accelerate launch`'s environment."""
-    return Accelerator(
-        mixed_precision="bf16" if model.dtype == "bfloat16" else "no",
-        log_with=list(trackers) or None,  # pyright: ignore[reportArgumentType]
-        project_dir=str(folder),
-    )
+    try:
+        return Accelerator(
+            mixed_precision="bf16" if model.dtype == "bfloat16" else "no",
+            log_with=list(trackers) or None,  # pyright: ignore[reportArgumentType]
+            project_dir=str(folder),
+        )
+    except ValueError as error:
+        if "already been initialized" not in str(error):
+            raise
+        raise ConfigError(
+            f"model.dtype is {model.dtype}, but this process computes in another precision already; use that one, or "
+            "start a new process"
+        ) from error
 
 
 def load(section: ModelSection, path: Path | str, accelerator: Accelerator, *, trained: bool = True) -> Loaded:
@@ -172,7 +180,10 @@ def make_rewards(tasks: Mapping[str, TaskSection]) -> RewardTable:
                 rewards.append(WeightedReward(reward=make_reward(spec), weight=item.weight, name=item.name))
             except (ValueError, ImportError) as error:
                 raise ConfigError(f"rewards.{task}.rewards.{place}: {error}") from error
-        table[task] = TaskRewards(rewards=tuple(rewards), truncated=section.truncated)
+        try:
+            table[task] = TaskRewards(rewards=tuple(rewards), truncated=section.truncated)
+        except ValueError as error:
+            raise ConfigError(f"rewards.{task}: {error}") from error
     return RewardTable(table)
 
 
@@ -244,14 +255,15 @@ class EngineRoom:
             engine: Engine = VllmEngine(
                 _base_folder(loaded),
                 loaded.facts,
-                loaded.processor,
+                loaded.processor if loaded.facts.has_vision else None,  # pyright: ignore[reportArgumentType]
                 dtype=self._model.dtype,
                 max_model_len=section.max_model_len,
+                max_images=section.max_images,
                 max_num_seqs=section.max_num_seqs,
                 gpu_memory_utilization=section.gpu_memory_utilization,
                 tensor_parallel_size=section.tensor_parallel_size,
                 enforce_eager=section.enforce_eager,
-                enable_sleep=section.sleep,
+                enable_sleep=section.sleep and self._accelerator.device.type == "cuda",
                 seed=self._seed,
             )
             self._vllm = engine

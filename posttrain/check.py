@@ -19,7 +19,7 @@ from posttrain.build import (
     objective_of,
 )
 from posttrain.config import Recipe, SFTStage
-from posttrain.data import DataSource, Mixture, TooLong
+from posttrain.data import DataSource, Mixture, TooLong, corpus
 from posttrain.errors import DataError
 from posttrain.model.families import Family
 from posttrain.model.parts import freeze
@@ -62,7 +62,7 @@ def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
     with TemporaryDirectory(prefix="posttrain-check-") as scratch:
         accelerator = make_accelerator(recipe.model, (), Path(scratch))
         start: Path | str = recipe.model.path or build_tiny(
-            Family(str(recipe.model.tiny)), Path(scratch) / "model", seed=recipe.seed
+            Family(str(recipe.model.tiny)), Path(scratch) / "model", seed=recipe.seed, corpus=corpus(1500, seed=0)
         )
         loaded = load(recipe.model, start, accelerator)
         estimates = []
@@ -71,7 +71,10 @@ def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
         if recipe.evaluation is not None:
             for section in recipe.evaluation.data:
                 problems += _reference_problems(make_source(section), rewards, rows, "evaluation")
-    return CheckResult(stages=estimates, problems=problems[:_MANY_PROBLEMS])
+    named = list(dict.fromkeys(problems))
+    if len(named) > _MANY_PROBLEMS:
+        named = [*named[:_MANY_PROBLEMS], f"and {len(named) - _MANY_PROBLEMS} more"]
+    return CheckResult(stages=estimates, problems=named)
 
 
 def _check_stage(

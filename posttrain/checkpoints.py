@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -96,11 +97,34 @@ def save_checkpoint(
             for old in sorted(folder.glob("step-*"))[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         accelerator.wait_for_everyone()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {place} cannot be written ({error}); the earlier ones are whole: free space and run again"
         ) from error
+
+
+def save_weights(
+    folder: Path,
+    *,
+    model: PreTrainedModel | PeftModel,
+    wrapped: nn.Module,
+    processor: Processor,
+    accelerator: Accelerator,
+) -> None:
+    """Writes the trained model or adapter in the standard format, whole or not at all; called by every process.
+
+    Raises CheckpointError where the disk is full or not writable.
+    """
+    weights = accelerator.get_state_dict(wrapped) if is_sharded(accelerator) else None
+    if accelerator.is_main_process:
+        try:
+            save_model(model, processor, folder, state_dict=inner_weights(weights))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the trained model cannot be written to {folder} ({error}); free space and run again"
+            ) from error
+    accelerator.wait_for_everyone()
 
 
 def load_optimizers(
@@ -112,7 +136,7 @@ def load_optimizers(
         return
     try:
         tensors = load_file(checkpoint.path / _OPTIMIZER)
-    except Exception as error:  # safetensors raises its own class for a truncated file
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{checkpoint.path / _OPTIMIZER} is damaged ({error}); delete {checkpoint.path}"
         ) from error
@@ -123,9 +147,8 @@ def load_optimizers(
             state: dict[str, Any] = {
                 key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
             }
-            optimizer.state[parameter] = {
-                key: value if value.ndim == 0 else value.to(parameter.device) for key, value in state.items()
-            }
+            # The step counter too: fused AdamW wants it beside its parameter.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Mapping[str, Tensor]:

@@ -94,6 +94,7 @@ class EngineSection(_Section):
     max_batch_tokens: int = Field(65536, ge=1, description="transformers: prompt and answer tokens sampled at once.")
     max_model_len: int = Field(4096, ge=16, description="vllm: longest prompt with answer.")
     max_num_seqs: int = Field(128, ge=1, description="vllm: answers in flight.")
+    max_images: int = Field(8, ge=1, description="vllm: most images in one prompt.")
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1, description="vllm: share of the GPU's memory.")
     tensor_parallel_size: int = Field(1, ge=1, description="vllm: GPUs that share one copy.")
     enforce_eager: bool = Field(True, description="vllm: no CUDA graphs; starts faster, decodes slower.")

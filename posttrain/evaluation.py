@@ -38,7 +38,7 @@ class Evaluation:
     """Ranks measure a share each, and all get the means over all of them."""
 
     def measure(self, policy: PackedPolicy, *, version: int = 0) -> tuple[dict[str, float], list[Trajectory]]:
-        """({metric: mean}, the greedy answers). Metrics are `task` (greedy), `task @ T=1`, and `task nll` in nats."""
+        """({metric: mean}, the greedy answers). Metrics are `reward/TASK` (greedy), `reward/TASK @ T=1` and `nll/TASK` in nats."""
         sums: dict[str, list[float]] = defaultdict(list)
         shown: list[Trajectory] = []
         was_training = policy.training
@@ -50,6 +50,8 @@ class Evaluation:
             rewarded = [e for e in examples if self._is_rewarded(e)]
             shown += self._answer(rewarded, sums)
             self._likelihood([e for e in examples if not self._is_rewarded(e)], policy, sums)
+        if self.engine is not None:
+            self.engine.rest()
         policy.features.clear()
         policy.train(was_training)
         if self.world > 1:
@@ -87,7 +89,7 @@ class Evaluation:
                     autocast=self.autocast,
                 )
                 for trajectory, verdict in zip(trajectories, score(trajectories, self.rewards), strict=True):
-                    name = trajectory.example.task + ("" if temperature == 0 else f" @ T={temperature:g}")
+                    name = f"reward/{trajectory.example.task}" + ("" if temperature == 0 else f" @ T={temperature:g}")
                     if verdict.value is None:
                         sums[f"{name} unscored"].append(1.0)
                     else:
@@ -108,5 +110,7 @@ class Evaluation:
                     continue
                 sequences += made
                 tasks += [example.task] * len(made)
-            for task, logprobs in zip(tasks, policy.logprobs(sequences, self.budget), strict=True):
-                sums[f"{task} nll"] += (-logprobs).tolist()
+            with self.autocast():
+                found = policy.logprobs(sequences, self.budget)
+            for task, logprobs in zip(tasks, found, strict=True):
+                sums[f"nll/{task}"] += (-logprobs).tolist()

@@ -24,14 +24,13 @@ from posttrain.build import (
     make_rewards,
     resumable,
 )
-from posttrain.checkpoints import inner_weights, is_sharded, seed_everything
+from posttrain.checkpoints import save_weights, seed_everything
 from posttrain.config import Recipe
 from posttrain.data import corpus
-from posttrain.errors import CheckpointError, ConfigError
+from posttrain.errors import ConfigError
 from posttrain.evaluation import Evaluation
 from posttrain.export import last_model
 from posttrain.model.families import Family
-from posttrain.model.loading import save_model
 from posttrain.model.parts import PartCount
 from posttrain.model.tiny import build_tiny
 from posttrain.records import Trajectory
@@ -65,8 +64,7 @@ def run_recipe(recipe: Recipe, *, restart: bool = False) -> RunResult:
         return _run(recipe, folder, accelerator)
     with folder.lock():
         if restart:
-            for path in (folder.path / "stages", folder.model):
-                shutil.rmtree(path, ignore_errors=True)
+            folder.forget()
         return _run(recipe, folder, accelerator)
 
 
@@ -75,19 +73,19 @@ def _run(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> RunResu
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
     accelerator.wait_for_everyone()
+    made_by = _fingerprints(recipe)
+    begun = _is_begun(folder, made_by)
     if accelerator.is_main_process:
         folder.write_manifest(name=recipe.name, seed=recipe.seed, recipe=recipe.model_dump(mode="json"))
     if recipe.trackers:
         accelerator.init_trackers(recipe.name, config={"seed": recipe.seed})
-    path = _start(recipe, folder, accelerator)
+    path = _start(recipe, folder, accelerator, begun)
     engines = EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator)
-    made_by = fingerprint(recipe.model, recipe.seed, {k: v.model_dump(mode="json") for k, v in recipe.rewards.items()})
     results: list[dict[str, Any]] = []
     try:
         for name, stage in recipe.stages.items():
-            made_by = fingerprint(made_by, name, stage)
             run = _StageRun(
-                recipe, name, stage, folder.stage(name), path, made_by, rewards, engines, accelerator, console
+                recipe, name, stage, folder.stage(name), path, made_by[name], rewards, engines, accelerator, console
             )
             results.append(run.result(results[-1]["after"] if results else None))
             path = folder.stage(name).final
@@ -124,12 +122,40 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> dict[str, float
         engines.close()
 
 
-def _start(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> Path | str:
+def _fingerprints(recipe: Recipe) -> dict[str, str]:
+    """For each stage a hash of all that made it: its own settings and those of the stages before."""
+    rewards = {task: section.model_dump(mode="json") for task, section in recipe.rewards.items()}
+    made_by = fingerprint(recipe.model, recipe.seed, rewards)
+    found = {}
+    for name, stage in recipe.stages.items():
+        found[name] = made_by = fingerprint(made_by, name, stage)
+    return found
+
+
+def _is_begun(folder: RunFolder, made_by: Mapping[str, str]) -> bool:
+    """True where a stage is finished or can be resumed. Raises ConfigError, before anything is written, where one was
+    made with other settings."""
+    begun = False
+    for name, wanted in made_by.items():
+        stage = folder.stage(name)
+        if not stage.result.is_file():
+            begun = resumable(stage, wanted) is not None or begun
+            continue
+        if read_json(stage.result).get("fingerprint") != wanted:
+            raise ConfigError(
+                f"stage '{name}' was finished with other settings than this recipe's; put them back, choose another "
+                "output_dir, or add --restart to start again"
+            )
+        begun = True
+    return begun
+
+
+def _start(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, begun: bool) -> Path | str:
     """What the first stage starts from; a tiny random model is built once into the run's folder."""
     if recipe.model.path is not None:
         return recipe.model.path
     assert recipe.model.tiny is not None
-    if accelerator.is_main_process and not (folder.model / "config.json").is_file():
+    if accelerator.is_main_process and not (begun and (folder.model / "config.json").is_file()):
         build_tiny(Family(recipe.model.tiny), folder.model, seed=recipe.seed, corpus=corpus(1500, seed=0))
     accelerator.wait_for_everyone()
     return folder.model
@@ -176,10 +202,17 @@ class _StageRun:
         if checkpoint is not None:
             self.console.print(f"resuming before step {checkpoint.step} from {_short(checkpoint.path)}")
         evaluation = self._evaluation(loaded)
-        before = self._before(evaluation, loaded, measured_before)
+        known = read_json(self.folder.before) if checkpoint and self.folder.before.is_file() else measured_before
+        before = self._before(evaluation, loaded, known)
         trainer = builder.trainer(checkpoint)
         trainer.train()
-        self._save_final(loaded, trainer.wrapped)
+        save_weights(
+            self.folder.final,
+            model=loaded.policy.model,  # pyright: ignore[reportArgumentType]
+            wrapped=trainer.wrapped,
+            processor=loaded.processor,
+            accelerator=self.accelerator,
+        )
         after, shown = evaluation.measure(loaded.policy, version=trainer.step) if evaluation else ({}, [])
         self._record(loaded, trainer.step, shown)
         result = {
@@ -199,14 +232,8 @@ class _StageRun:
         return result
 
     def _finished(self) -> dict[str, Any]:
-        result = read_json(self.folder.result)
-        if result.get("fingerprint") != self.fingerprint:
-            raise ConfigError(
-                f"stage '{self.name}' was finished with other settings than this recipe's; put them back, choose "
-                "another output_dir, or add --restart to start again"
-            )
         self.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
-        return result
+        return read_json(self.folder.result)
 
     def _evaluation(self, loaded: Loaded) -> Evaluation | None:
         section = self.recipe.evaluation
@@ -220,23 +247,10 @@ class _StageRun:
         """Measured once: what the stage before ended with, or what a killed run of this stage had found."""
         if evaluation is None:
             return {}
-        if self.folder.before.is_file():
-            return read_json(self.folder.before)
         measured = known or evaluation.measure(loaded.policy)[0]
         if self.accelerator.is_main_process:
             write_json(self.folder.before, measured)
         return measured
-
-    def _save_final(self, loaded: Loaded, wrapped: torch.nn.Module) -> None:
-        weights = self.accelerator.get_state_dict(wrapped) if is_sharded(self.accelerator) else None
-        if self.accelerator.is_main_process:
-            try:
-                save_model(loaded.policy.model, loaded.processor, self.folder.final, state_dict=inner_weights(weights))  # pyright: ignore[reportArgumentType]
-            except OSError as error:
-                raise CheckpointError(
-                    f"the trained model cannot be written to {self.folder.final} ({error}); free space and run again"
-                ) from error
-        self.accelerator.wait_for_everyone()
 
     def _record(self, loaded: Loaded, step: int, shown: list[Trajectory]) -> None:
         if self.stage.record_trajectories and self.accelerator.is_main_process:

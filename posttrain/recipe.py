@@ -20,6 +20,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise ConfigError(
+                    f"a key in {node.start_mark.name}, line {key_node.start_mark.line + 1}, is no plain word: {key!r}"
+                )
             if key in seen:
                 raise ConfigError(
                     f"key '{key}' stands twice in {node.start_mark.name}, line {key_node.start_mark.line + 1}"
@@ -50,7 +54,7 @@ def find_recipe(name: str) -> Path:
     if str(path.parent) in ("recipes", "./recipes") and path.stem in shipped:
         return shipped[path.stem]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; did you mean '{near[0]}'?" if near else "."
     raise ConfigError(f"no recipe file '{name}'{hint} Shipped recipes: {', '.join(shipped)} (`posttrain list`).")
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -146,6 +147,13 @@ class RunFolder:
                 "recipe": recipe,
             },
         )
+
+    def forget(self) -> None:
+        """Deletes what a run has made here, and nothing else that lies in the folder."""
+        if (self.path / "manifest.json").is_file():
+            shutil.rmtree(self.path / "stages", ignore_errors=True)
+        if (self.model / "config.json").is_file():
+            shutil.rmtree(self.model, ignore_errors=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

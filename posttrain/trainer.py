@@ -106,6 +106,7 @@ class Trainer:
                 progress.advance(row)
                 self.step += 1
                 every = settings.checkpoint_every
+                self._interrupted = bool(self._max_over_ranks(int(self._interrupted)))  # all stop after the same step
                 if self._interrupted or (every and self.step % every == 0 and self.step < settings.steps):
                     self.save()
                 if self._interrupted:

@@ -1,14 +1,16 @@
 """Trainers for Python: the shape that TRL users know, and the same objects that recipes are made of."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from pydantic import Field, ValidationError
 from transformers import PreTrainedModel
 
@@ -23,12 +25,12 @@ from posttrain.build import (
     resumable,
     tokenizer_of,
 )
-from posttrain.checkpoints import seed_everything
+from posttrain.checkpoints import Checkpoint, save_weights, seed_everything
 from posttrain.config import EngineSection, GRPOStage, GSPOStage, LoraSection, ModelSection, SAPOStage, SFTStage
 from posttrain.data import DataSource, Mixture, SourceSpec, from_rows, open_source
 from posttrain.errors import ConfigError
 from posttrain.model import PackedPolicy, facts_of
-from posttrain.model.loading import Processor, save_model
+from posttrain.model.loading import Processor, load_model, save_model
 from posttrain.model.parts import PartCount
 from posttrain.recipe import explain
 from posttrain.report import write_report
@@ -42,28 +44,37 @@ RewardSpec = str | Mapping[str, Any] | Callable[..., Any]
 
 
 class _Arguments:
-    """What a Python caller adds to a stage's keys."""
+    """What a Python caller adds to a stage's keys. Raises ConfigError, naming the nearest valid key, for a wrong one."""
 
     output_dir: str
     seed: int
 
+    if not TYPE_CHECKING:  # type checkers keep the signature that pydantic makes of the fields
 
-class SFTConfig(SFTStage, _Arguments):
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                name = type(self).__name__
+                raise ConfigError("\n".join(f"{name}: {line}" for line in explain(error, type(self)))) from None
+
+
+class SFTConfig(_Arguments, SFTStage):
     output_dir: str = Field("runs/sft", description="Folder of the run.")
     seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
 
 
-class SAPOConfig(SAPOStage, _Arguments):
+class SAPOConfig(_Arguments, SAPOStage):
     output_dir: str = Field("runs/sapo", description="Folder of the run.")
     seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
 
 
-class GRPOConfig(GRPOStage, _Arguments):
+class GRPOConfig(_Arguments, GRPOStage):
     output_dir: str = Field("runs/grpo", description="Folder of the run.")
     seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
 
 
-class GSPOConfig(GSPOStage, _Arguments):
+class GSPOConfig(_Arguments, GSPOStage):
     output_dir: str = Field("runs/gspo", description="Folder of the run.")
     seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
 
@@ -103,12 +114,19 @@ class _StageTrainer(Generic[Arguments]):
         engine: EngineSection | Engine | None = None,
         model_section: Mapping[str, Any] | None = None,
     ) -> None:
-        """model: a checkpoint folder, a hub name, or a model in memory (then with its `processing_class`).
+        """model: a checkpoint folder, a hub name, or a model in memory (then with its `processing_class`), which is
+        trained in place.
 
         train_dataset: rows, or {task: rows}; several are mixed evenly. `model_section`: further keys of a recipe's
         `model`, such as dtype, thinking and max_pixels.
         """
         self.args: Any = args or self.config(steps=100)
+        if not isinstance(self.args, self.config):
+            raise ConfigError(
+                f"{type(self).__name__} takes args of posttrain.{self.config.__name__}, got {type(args).__name__}"
+            )
+        if self.args.data:
+            raise ConfigError(f"{self.config.__name__}.data belongs to recipes: give the rows as train_dataset")
         self.folder = RunFolder(Path(self.args.output_dir))
         in_memory = not isinstance(model, (str, Path))
         lora = peft_config if isinstance(peft_config, LoraSection) else None
@@ -120,14 +138,20 @@ class _StageTrainer(Generic[Arguments]):
             raise ConfigError("\n".join(explain(error, ModelSection))) from None
         self.accelerator: Accelerator = make_accelerator(self._section, (), self.folder.path)
         self._stage_folder = self.folder.stage(self.name)
-        self._fingerprint = fingerprint(self._section, self.args.model_dump(mode="json", exclude={"output_dir"}))
+        self._fingerprint = fingerprint(
+            self._section, self.args.model_dump(mode="json", exclude={"output_dir"}), _plain(peft_config)
+        )
         checkpoint = resumable(self._stage_folder, self._fingerprint)
         seed_everything(self.args.seed)
-        if checkpoint is not None or not in_memory:
-            self.loaded = load(self._section, checkpoint.model if checkpoint else str(model), self.accelerator)
+        start: Path | str = str(model)
+        if isinstance(model, (str, Path)):
+            self.loaded = _load(self._section, model, peft_config, checkpoint, self.accelerator)
+            self.loaded.processor = processing_class or self.loaded.processor
         else:
-            assert isinstance(model, (PreTrainedModel, PeftModel))
             self.loaded = _wrap(model, processing_class, peft_config, self.accelerator)
+            start = self._kept_start()
+            if checkpoint is not None:
+                _restore(self.model, checkpoint.model)
         self.parts: tuple[PartCount, ...] = ()
         room = EngineRoom(
             engine if isinstance(engine, EngineSection) else EngineSection(),  # pyright: ignore[reportCallIssue]
@@ -143,7 +167,7 @@ class _StageTrainer(Generic[Arguments]):
             stage=_stage_of(self.args),
             seed=self.args.seed,
             loaded=self.loaded,
-            start=self.loaded.path,
+            start=start,
             engines=room,
             rewards=reward_table,
             accelerator=self.accelerator,
@@ -161,8 +185,9 @@ class _StageTrainer(Generic[Arguments]):
 
     def train(self) -> TrainResult:
         """Trains to the last step, saves the model and writes the report."""
-        with self.folder.lock():
-            if self.accelerator.is_main_process:
+        is_main = self.accelerator.is_main_process
+        with self.folder.lock() if is_main else nullcontext():
+            if is_main:
                 recipe = {
                     "model": self._section.model_dump(mode="json"),
                     "stages": {self.name: self.args.model_dump(mode="json")},
@@ -171,24 +196,44 @@ class _StageTrainer(Generic[Arguments]):
             started = time.perf_counter()
             self.trainer.train()
             self.save_model(self._stage_folder.final)
-            result = {
-                "name": self.name,
-                "algorithm": self.args.algorithm,
-                "seconds": round(time.perf_counter() - started, 1),
-                "steps": self.trainer.step,
-                "before": {},
-                "after": {},
-            }
-            write_json(self._stage_folder.result, result)
             self._room.close()
-            report = write_report(self.folder.path)
+            report = self.folder.path / "report.html"
+            if is_main:
+                result = {
+                    "name": self.name,
+                    "algorithm": self.args.algorithm,
+                    "seconds": round(time.perf_counter() - started, 1),
+                    "steps": self.trainer.step,
+                    "before": {},
+                    "after": {},
+                }
+                write_json(self._stage_folder.result, result)
+                shutil.rmtree(self._stage_folder.checkpoints, ignore_errors=True)
+                report = write_report(self.folder.path)
+            self.accelerator.wait_for_everyone()
         return TrainResult(
             output_dir=self.folder.path, model_dir=self._stage_folder.final, steps=self.trainer.step, report=report
         )
 
     def save_model(self, folder: str | Path) -> None:
-        """The model or the adapter, in the standard format."""
-        save_model(self.model, self.loaded.processor, folder)
+        """The model or the adapter, in the standard format; every process calls this."""
+        save_weights(
+            Path(folder),
+            model=self.model,
+            wrapped=self.trainer.wrapped,
+            processor=self.loaded.processor,
+            accelerator=self.accelerator,
+        )
+
+    def _kept_start(self) -> Path:
+        """Where a model in memory is written that KL compares with: a resumed run has to find it again."""
+        folder = self.folder.model
+        needs_reference = not isinstance(self.args, SFTConfig) and self.args.kl_coefficient > 0
+        if needs_reference and not isinstance(self.model, PeftModel):
+            if self.accelerator.is_main_process:
+                save_model(self.model, self.loaded.processor, folder)
+            self.accelerator.wait_for_everyone()
+        return folder
 
 
 class SFTTrainer(_StageTrainer[SFTConfig]):
@@ -249,6 +294,36 @@ class _GivenEngine(EngineRoom):
 
 def _stage_of(args: Any) -> AnyStage:
     return args
+
+
+def _plain(peft_config: LoraSection | LoraConfig | None) -> dict[str, Any]:
+    """Settings of adapters, equal whenever they mean the same: peft keeps names in sets."""
+    if not isinstance(peft_config, LoraConfig):
+        return {}  # a LoraSection is part of the model's section
+    return {key: sorted(v) if isinstance(v, set) else v for key, v in peft_config.to_dict().items()}
+
+
+def _load(
+    section: ModelSection,
+    model: str | Path,
+    peft_config: LoraSection | LoraConfig | None,
+    checkpoint: Checkpoint | None,
+    accelerator: Accelerator,
+) -> Loaded:
+    """A model from disk or the hub, or the checkpoint of it that is resumed."""
+    path = checkpoint.model if checkpoint is not None else model
+    if not isinstance(peft_config, LoraConfig):
+        return load(section, path, accelerator)
+    loaded = load(section, path, accelerator, trained=False)  # only adapters are trained: the base in its own dtype
+    return _wrap(loaded.policy.model, loaded.processor, peft_config, accelerator)  # pyright: ignore[reportArgumentType]
+
+
+def _restore(model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Puts the weights of a checkpoint into a model that a caller holds."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        model.load_state_dict(load_model(folder, dtype=model.dtype).state_dict())
 
 
 def _wrap(

@@ -53,6 +53,8 @@ class Change:
 
 def higher_is_better(metric: str) -> bool | None:
     """Read from the words of the name (`ground/iou` True, `text/loss` False); None where they do not tell."""
+    if metric.startswith(("reward/", "nll/")):  # what evaluation writes; the rest is the user's name of a task
+        return metric.startswith("reward/")
     words = re.findall(r"[a-z]+\d?", metric.lower())
     if any(map(_NOT_A_QUALITY.fullmatch, words)):
         return None

@@ -13,9 +13,11 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
         "Learning",
         (
             ("Reward", ("reward", "reward/mean", "reward/*")),
-            ("Loss", ("loss", "loss/*")),
+            ("Loss", ("loss", "loss/*", "nll")),
+            ("Token accuracy", ("token_accuracy",)),
             ("Held-out metrics", ("eval/*",)),
             ("Reward spread in groups", ("reward_std",)),
+            ("Parts of the reward", ("part/*",)),
             ("Fractions of trajectories", ("zero_signal_frac", "truncated_frac", "unscored_frac", "error_frac")),
         ),
     ),
@@ -24,7 +26,7 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
         (
             ("Completion length (tokens)", ("length/*",)),
             ("Entropy (nats)", ("entropy", "entropy/*")),
-            ("KL divergence (nats)", ("kl", "kl/*")),
+            ("KL divergence (nats)", ("kl", "kl/*", "kl_reference")),
         ),
     ),
     (
@@ -55,7 +57,9 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
 )
 _FEW_CHARTS = 6
 """Up to here one heading is enough."""
-_NOT_DRAWN = frozenset({"step", "time", "epoch"})
+_NOT_DRAWN = frozenset({"step", "time", "epoch", "rows"})
+_ONLY_WHEN_NOT_ZERO = ("dropped_frac", "empty_updates", "skipped_updates")
+"""What should not happen is shown where it did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,8 @@ def panel_groups(rows: Sequence[Row]) -> list[PanelGroup]:
             if chart is not None:
                 charts.append(chart)
         groups.append(PanelGroup(title=title, charts=charts))
+    for key in [k for k in _ONLY_WHEN_NOT_ZERO if not any(value for _, value in columns.get(k, []))]:
+        columns.pop(key, None)
     others = [chart for key, values in columns.items() if (chart := line_chart(key, {key: values})) is not None]
     groups.append(PanelGroup(title="Other", charts=others))
     groups = [group for group in groups if group.charts]

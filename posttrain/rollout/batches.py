@@ -1,5 +1,6 @@
 """An RL step: ask the policy, score what it said, compare within groups, and hand out the sequences to train on."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,11 +14,14 @@ import torch
 from posttrain.algorithms import AdvantageKind, Average, group_advantages
 from posttrain.batches import StepBatch
 from posttrain.data import Mixture, RenderedPrompt, Renderer, TooLong
+from posttrain.errors import DataError
 from posttrain.model import Budget, PackedPolicy, TokenSequence
 from posttrain.objectives import ADVANTAGES, OLD_LOGPROBS, REFERENCE_LOGPROBS, ROLLOUT_LOGPROBS
 from posttrain.records import Example, Group, Status, Trajectory
 from posttrain.rewards import Completion, RewardTable, Score
 from posttrain.rollout.engine import Engine, Request, Sample, Sampling
+
+_log = logging.getLogger(__name__)
 
 _RESAMPLE_STRIDE = 1 << 20
 """Steps from here on in the data order are read by resampling, out of reach of the steps themselves."""
@@ -70,10 +74,12 @@ class RolloutBatches:
     def batch(self, step: int) -> StepBatch:
         settings = self._settings
         clock = _Clock()
+        self._policy.eval()  # log-probabilities without dropout, whatever mode the step before left
         self._engine.update_weights(self._policy, step)
         clock.lap("time/weights_s")
         kept: list[Group] = []
         seen: list[Group] = []
+        asked = 0
         wanted = settings.batch_size // self._world
         rounds = 1 + (settings.resample_limit if settings.zero_signal == "resample" else 0)
         for attempt in range(rounds):
@@ -82,11 +88,12 @@ class RolloutBatches:
             drawn = self._mixture.examples(
                 step + attempt * _RESAMPLE_STRIDE, settings.batch_size, self._rank, self._world
             )
-            groups = self._roll(
-                drawn[: wanted - len(kept)], seed=_seed(settings.seed, step, attempt, self._rank), clock=clock
-            )
+            examples = drawn[: wanted - len(kept)]
+            groups = self._roll(examples, seed=_seed(settings.seed, step, attempt, self._rank), clock=clock)
+            asked += len(examples)
             seen += groups
             kept += [g for g in groups if settings.zero_signal == "keep" or _has_signal(g)]
+        self._engine.rest()
         sequences = [self._sequence(t) for group in kept for t in group.trajectories if _counts(t)]
         sequences = self._with_trainer_logprobs(sequences)
         clock.lap("time/score_s")
@@ -94,6 +101,7 @@ class RolloutBatches:
         metrics["zero_signal_frac"] = Average(
             total=float(sum(not _has_signal(g) for g in seen)), count=float(len(seen))
         )
+        metrics["dropped_frac"] = Average(total=float(asked - len(seen)), count=float(asked))
         return StepBatch(
             mini_batches=self._deal(kept, sequences),
             metrics=metrics,
@@ -101,13 +109,21 @@ class RolloutBatches:
         )
 
     def _roll(self, examples: Sequence[Example], *, seed: int, clock: "_Clock") -> list[Group]:
-        """Groups of scored trajectories with their advantages; prompts that are too long are left out."""
+        """Groups of scored trajectories with their advantages; prompts that are too long are left out, and named.
+
+        Raises DataError for an example of a task that has no rewards.
+        """
         prompts: list[tuple[Example, RenderedPrompt]] = []
         for example in examples:
+            if not self._rewards.serves(example.task):
+                raise DataError(
+                    f"{example.id} is of task '{example.task}', which has no rewards; rewards are given for: "
+                    f"{', '.join(self._rewards.tasks)}"
+                )
             try:
                 prompts.append((example, self._renderer.render_prompt(example)))
-            except TooLong:
-                continue
+            except TooLong as error:
+                _log.warning("dropped: %s", error)
         clock.lap("time/render_s")
         trajectories = ask(
             prompts,

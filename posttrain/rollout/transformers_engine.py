@@ -73,6 +73,9 @@ class TransformersEngine:
             raise EngineError("this engine samples from the model it was made with, got another: make a new engine")
         self.weights_version = version
 
+    def rest(self) -> None:
+        """Nothing to give back: the model is the trainer's, and the cache is gone."""
+
     def close(self) -> None:
         """Nothing to free: the model is the trainer's."""
 

@@ -74,7 +74,7 @@ class VllmEngine:
             )
         self.facts, self.max_model_len = facts, max_model_len
         self.weights_version = 0
-        self._asleep = False
+        self._asleep, self._sleeps = False, enable_sleep
         self._owns_process_group = not torch.distributed.is_initialized()
         for name, value in _ENVIRONMENT.items() | (_CPU_ENVIRONMENT.items() if on_cpu else set()):
             os.environ.setdefault(name, value)
@@ -145,6 +145,11 @@ class VllmEngine:
             self._llm.reset_mm_cache()
             self._llm.reset_prefix_cache()
         self.weights_version = version
+
+    def rest(self) -> None:
+        """Sleeps at level 2 where `enable_sleep` was asked for: the next weights are on their way anyway."""
+        if self._sleeps:
+            self.sleep(level=2)
 
     def sleep(self, level: Literal[1, 2] = 1) -> None:
         """Frees device memory until the next call: level 1 moves the weights to the host, level 2 drops them too, so
