@@ -38,7 +38,11 @@ class Evaluation:
     """Ranks measure a share each, and all get the means over all of them."""
 
     def measure(self, policy: PackedPolicy, *, version: int = 0) -> tuple[dict[str, float], list[Trajectory]]:
-        """({metric: mean}, the greedy answers). Metrics are `reward/TASK` (greedy), `reward/TASK @ T=1` and `nll/TASK` in nats."""
+        """({metric: mean}, the answers at the first temperature).
+
+        Metrics are `reward/TASK` (greedy), `reward/TASK @ T=1`, `nll/TASK` in nats; and, where there are any,
+        `dropped_frac/TASK` and `unscored_frac/TASK`.
+        """
         sums: dict[str, list[float]] = defaultdict(list)
         shown: list[Trajectory] = []
         was_training = policy.training
@@ -60,7 +64,8 @@ class Evaluation:
             for part in parts:
                 for name, values in part.items():
                     sums[name] += values
-        return {name: sum(values) / len(values) for name, values in sorted(sums.items()) if values}, shown
+        means = {name: sum(values) / len(values) for name, values in sorted(sums.items()) if values}
+        return {name: mean for name, mean in means.items() if mean or "_frac/" not in name}, shown
 
     def _is_rewarded(self, example: Example) -> bool:
         return self.engine is not None and self.rewards is not None and self.rewards.serves(example.task)
@@ -71,8 +76,9 @@ class Evaluation:
         for example in examples:
             try:
                 prompts.append((example, self.renderer.render_prompt(example)))
+                sums[f"dropped_frac/{example.task}"].append(0.0)
             except TooLong:
-                sums[f"{example.task} dropped"].append(1.0)
+                sums[f"dropped_frac/{example.task}"].append(1.0)
         shown: list[Trajectory] = []
         for temperature in self.temperatures:
             for first in range(0, len(prompts), self.batch_size):
@@ -90,9 +96,9 @@ class Evaluation:
                 )
                 for trajectory, verdict in zip(trajectories, score(trajectories, self.rewards), strict=True):
                     name = f"reward/{trajectory.example.task}" + ("" if temperature == 0 else f" @ T={temperature:g}")
-                    if verdict.value is None:
-                        sums[f"{name} unscored"].append(1.0)
-                    else:
+                    unscored = name.replace("reward/", "unscored_frac/", 1)
+                    sums[unscored].append(float(verdict.value is None))
+                    if verdict.value is not None:
                         sums[name].append(verdict.value)
                 shown += trajectories if temperature == self.temperatures[0] else []
         return shown

@@ -44,7 +44,7 @@ RewardSpec = str | Mapping[str, Any] | Callable[..., Any]
 
 
 class _Arguments:
-    """What a Python caller adds to a stage's keys. Raises ConfigError, naming the nearest valid key, for a wrong one."""
+    """What a Python caller adds to a stage's keys. A wrong one raises ConfigError with the nearest valid key."""
 
     output_dir: str
     seed: int
