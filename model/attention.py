@@ -78,7 +78,7 @@ def packed_attention(
     row_attention: RowAttention | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. query [1, heads, L, D], key and value [1, kv heads, L, D] -> [1, L, heads, D]."""
+    """transformers' interface: query [1, heads, L, D], key and value [1, kv heads, L, D] -> [1, L, heads, D]."""
     if row_attention is None:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs

@@ -1,6 +1,6 @@
-"""The language-model head without logits: log-probabilities, entropies and any token loss, a few MiB of logits at a time.
+"""The language-model head without logits: log-probabilities, entropies and any token loss, a few MiB at a time.
 
-With N = tokens x vocabulary x hidden multiply-adds as one unit, a token-separable loss costs three units for forward and
+With tokens x vocabulary x hidden multiply-adds as one unit, a token-separable loss costs three units, forward and
 backward (logits, their gradient into the hidden states, and into the weight): the loss's derivative is known as soon as
 a chunk's log-probabilities are, so the chunk's logits become their own gradient in place and are never recomputed.
 """
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 TokenLoss = Callable[[Tensor, slice], Tensor]
-"""(log-probabilities of the tokens in a span [n] float32, the span) -> their losses [n]; differentiable in the first."""
+"""(log-probabilities [n] float32 of a span of tokens, the span) -> their losses [n], differentiable in the first."""
 
-_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""float32 logits at a time: what stays in a CPU's cache; on a GPU, enough to fill it."""
+_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+"""float32 logits at a time: enough for large matrix products. They become their own gradient in the same buffer."""
+_CHUNK_TOKENS = 128
+"""At least so many tokens at a time: each chunk adds to all of the weight gradient, [V, H], at the memory's speed."""
+_SCRATCH_BYTES = {"cpu": 512 << 10, "cuda": 512 << 20}
+"""float32 rows of logits at a time in the passes between the products: what stays in a CPU core's own cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +100,14 @@ def _apply(
 
 
 def chunk_tokens(num_tokens: int, vocabulary: int, device: torch.device) -> int:
-    """Tokens whose float32 logits fill one chunk, at least 64."""
+    """Tokens whose float32 logits fill one chunk."""
     fitting = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"]) // (4 * vocabulary)
-    return min(num_tokens, max(64, fitting)) or 1
+    return min(num_tokens, max(_CHUNK_TOKENS, fitting)) or 1
+
+
+def _scratch_tokens(size: int, vocabulary: int, device: torch.device) -> int:
+    fitting = _SCRATCH_BYTES.get(device.type, _SCRATCH_BYTES["cuda"]) // (4 * vocabulary)
+    return min(size, max(1, fitting))
 
 
 class _FusedTokenLoss(torch.autograd.Function):
@@ -116,7 +125,8 @@ class _FusedTokenLoss(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden_TH.device)
         in_place = hidden_TH.dtype == torch.float32
         logits_buffer = torch.empty(size if in_place else 0, vocabulary, device=hidden_TH.device)
-        exp_buffer = torch.empty(size, vocabulary, dtype=torch.float32, device=hidden_TH.device)
+        rows = _scratch_tokens(size, vocabulary, hidden_TH.device)
+        scratch = torch.empty(rows, vocabulary, dtype=torch.float32, device=hidden_TH.device)
         for first in range(0, num_tokens, size):
             span = slice(first, min(first + size, num_tokens))
             n = span.stop - span.start
@@ -127,15 +137,20 @@ class _FusedTokenLoss(torch.autograd.Function):
                 logits_NV = torch.mm(hidden, weight.t()).float()
             if temperature != 1.0:
                 logits_NV.div_(temperature)
-            peak_N1 = logits_NV.amax(-1, keepdim=True)
-            chosen_N1 = logits_NV.gather(1, target_N1) - peak_N1
-            logits_NV.sub_(peak_N1)
-            exp_NV = torch.exp(logits_NV, out=exp_buffer[:n])
-            sum_N = exp_NV.sum(-1)
-            log_sum_N = sum_N.log()
-            entropies_T[span] = log_sum_N - torch.linalg.vecdot(exp_NV, logits_NV) / sum_N
-            is_top1_T[span] = chosen_N1[:, 0] >= 0
-            logprobs_T[span] = chosen_N1[:, 0] - log_sum_N
+            sum_N1 = torch.empty(n, 1, dtype=torch.float32, device=hidden_TH.device)
+            for row in range(0, n, rows):
+                part = slice(row, min(row + rows, n))
+                whole = slice(first + part.start, first + part.stop)
+                logits_RV = logits_NV[part]
+                shifted_RV = torch.sub(logits_RV, logits_RV.amax(-1, keepdim=True), out=scratch[: part.stop - row])
+                exp_RV = torch.exp(shifted_RV, out=logits_RV)  # takes the logits' place
+                sum_R = exp_RV.sum(-1)
+                log_sum_R = sum_R.log()
+                chosen_R = shifted_RV.gather(1, target_N1[part])[:, 0]
+                logprobs_T[whole] = chosen_R - log_sum_R
+                entropies_T[whole] = log_sum_R - torch.linalg.vecdot(exp_RV, shifted_RV) / sum_R
+                is_top1_T[whole] = chosen_R >= 0
+                sum_N1[part, 0] = sum_R
             with torch.enable_grad():
                 x_N = logprobs_T[span].clone().requires_grad_(with_grad)
                 value = token_loss(x_N, span).sum()
@@ -143,8 +158,8 @@ class _FusedTokenLoss(torch.autograd.Function):
             loss += value.detach()
             if slopes_N is None or not (into_hidden or into_weight):
                 continue
-            # d logp / d logits = onehot - softmax, in the buffer that held the exponentials
-            grad_NV = exp_NV.mul_((-slopes_N / sum_N)[:, None])
+            # d logp / d logits = onehot - softmax, in the buffer that holds the exponentials
+            grad_NV = logits_NV.mul_(-slopes_N[:, None] / sum_N1)
             grad_NV.scatter_add_(1, target_N1, slopes_N[:, None])
             grad_NV = grad_NV.to(hidden.dtype)
             if hidden_grad_TH is not None:

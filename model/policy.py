@@ -1,10 +1,8 @@
 """The packed forward pass: a row in, the loss and the log-probabilities of its trained tokens out."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +15,7 @@ from .families import ModelFacts
 from .head import HeadOutput, TokenLoss, token_loss_head
 from .packing import Budget, PackedRow, pack
 from .sequences import ImagePatches, TokenSequence
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFeatures:
-    """What the vision tower gives for one image: merged tokens [n, H], and the same for each DeepStack level."""
-
-    merged: Tensor
-    deepstack: tuple[Tensor, ...]
+from .vision import ImageFeatures, language_inputs, run_tower
 
 
 class FeatureCache:
@@ -73,7 +64,7 @@ class PackedPolicy(nn.Module):
         self.kernel = kernel
         self.features = FeatureCache(feature_cache_bytes)
         self.always_run_vision = False
-        """True under sharded or data-parallel training: a row without images still takes part in the tower's collectives."""
+        """True under sharded or data-parallel training: a row without images joins in the tower's collectives too."""
         self.aligned_passes: Callable[[int], int] = int
         """Forward passes that every rank makes where this one needs n; sharded weights want equal numbers."""
         inner = self.base_model
@@ -126,29 +117,27 @@ class PackedPolicy(nn.Module):
                 row_attention=attention,
             )
             return output.last_hidden_state[0][row.predictor_T]
-        vision, unused = self._vision(row)
-        output = inner(
-            input_ids=row.token_ids_L[None],
+        features, unused = self._vision(row)
+        output = inner.language_model(
             position_ids=row.position_ids_RL[:, None],
             use_cache=False,
             row_attention=attention,
-            **vision,
+            **language_inputs(inner, self.facts, row.token_ids_L[None], features),
         )
         hidden_TH = output.last_hidden_state[0][row.predictor_T]
         return hidden_TH if unused is None else hidden_TH + unused
 
-    def _vision(self, row: PackedRow) -> tuple[Mapping[str, Any], Tensor | None]:
-        """Keyword arguments with the features of every occurrence, and a zero that keeps an idle tower in the graph."""
-        if not row.images:
-            if not self.always_run_vision:
-                return {}, None
-            features = self._features((_blank_image(self.facts),))
-            return {}, sum((t.sum() for f in features for t in (f.merged, *f.deepstack)), torch.zeros(())) * 0.0
-        features = self._features(row.images)
-        chosen = [features[i] for i in row.image_order]
-        levels = [[f.deepstack[level] for f in chosen] for level in range(self.facts.num_deepstack)]
-        outputs = _VisionOutputs(pooler_output=[f.merged for f in chosen], deepstack_features=levels)
-        return {"mm_encoder_outputs": {"image": outputs}}, None
+    def _vision(self, row: PackedRow) -> tuple[Sequence[ImageFeatures], Tensor | None]:
+        """The features of every occurrence, and a zero that keeps an idle tower in the graph."""
+        if row.images:
+            features = self._features(row.images)
+            return [features[i] for i in row.image_order], None
+        if not self.always_run_vision:
+            return (), None
+        blank = self._features((_blank_image(self.facts),))
+        return (), sum(
+            (t.sum() for f in blank for t in f.tensors), torch.zeros((), device=row.token_ids_L.device)
+        ) * 0.0
 
     def _features(self, images: Sequence[ImagePatches]) -> list[ImageFeatures]:
         frozen = self.vision_is_frozen
@@ -156,22 +145,13 @@ class PackedPolicy(nn.Module):
         made: dict[str, ImageFeatures] = {}
         if missing:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-                made = dict(zip((image.key for image in missing), self._run_vision(missing), strict=True))
+                found = run_tower(self.base_model.model, self.facts, missing)
+                made = dict(zip((image.key for image in missing), found, strict=True))
         features = [made.get(image.key) or self.features.get(image.key) for image in images]
         if frozen:
             for key, value in made.items():
                 self.features.put(key, value)
         return [f for f in features if f is not None]
-
-    def _run_vision(self, images: Sequence[ImagePatches]) -> Iterator[ImageFeatures]:
-        inner = self.base_model.model
-        device = next(inner.visual.parameters()).device
-        pixels = torch.cat([image.pixel_values_PD for image in images]).to(device, non_blocking=True)
-        grids = torch.tensor([image.grid_thw for image in images], device=device)
-        output = inner.get_image_features(pixels, grids, return_dict=True)
-        levels = output.deepstack_features if self.facts.num_deepstack else ()
-        for place, merged in enumerate(output.pooler_output):
-            yield ImageFeatures(merged=merged, deepstack=tuple(level[place] for level in levels))
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[TokenSequence], budget: Budget, *, temperature: float = 1.0) -> list[Tensor]:
@@ -201,14 +181,6 @@ def blank_row(facts: ModelFacts) -> PackedRow:
     return pack([blank], facts, Budget(tokens=2))[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _VisionOutputs:
-    """What the families' forward passes read of a vision tower's output: lists with one tensor an occurrence."""
-
-    pooler_output: list[Tensor]
-    deepstack_features: list[list[Tensor]]
-
-
 def _multiply_patches(projection: nn.Module) -> None:
     """Lets a patch embedding run as the matrix product that it is: its convolution's kernel covers a whole patch.
 
@@ -216,7 +188,7 @@ def _multiply_patches(projection: nn.Module) -> None:
     every GPU. An adapter around the convolution keeps its own forward pass.
     """
     if isinstance(projection, nn.Conv3d):
-        projection.forward = partial(_project_patches, projection)
+        projection.forward = partial(_project_patches, projection)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _project_patches(projection: nn.Conv3d, patches: Tensor) -> Tensor:

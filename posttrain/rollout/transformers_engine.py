@@ -1,9 +1,8 @@
 """Sampling from the very model that is trained, through transformers: no copy of the weights, no server."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from posttrain.errors import EngineError
 from posttrain.model import ImagePatches, ModelFacts, PackedPolicy, rope_positions
+from posttrain.model.vision import ImageFeatures, language_inputs, run_tower
 from posttrain.rollout.engine import Request, Sample, Sampling
 from posttrain.rollout.sampling import Uniforms, draw_tokens
 from posttrain.rollout.shared_prefix import SharedPrefix, cached, own_cache, shared_prefix_decoding
@@ -153,13 +153,19 @@ class TransformersEngine:
         visible_UL = torch.arange(longest, device=device) >= longest - lengths_U[:, None] if padded else None
         positions = torch.from_numpy(positions_RUL).to(device)
         cache = DynamicCache()
-        output = self.policy.base_model.model(
-            input_ids=torch.from_numpy(token_ids_UL).to(device),
-            position_ids=positions if facts.has_vision else positions[0],
+        inner: Any = self.policy.base_model.model
+        token_ids = torch.from_numpy(token_ids_UL).to(device)
+        if facts.has_vision:
+            features = self._features([image for prompt in batch for image in prompt.images])
+            text, inputs = inner.language_model, language_inputs(inner, facts, token_ids, features)
+        else:
+            text, inputs, positions = inner, {"input_ids": token_ids}, positions[0]
+        output = text(
+            position_ids=positions,
             attention_mask=None if visible_UL is None else _causal(visible_UL),
             past_key_values=cache,
             use_cache=True,
-            **self._vision([image for prompt in batch for image in prompt.images]),
+            **inputs,
         )
         keys, values = cached(cache)
         return _Prefill(
@@ -170,23 +176,14 @@ class TransformersEngine:
             following_U=torch.from_numpy(following_U).to(device),
         )
 
-    def _vision(self, images: Sequence[ImagePatches]) -> Mapping[str, Any]:
+    def _features(self, images: Sequence[ImagePatches]) -> list[ImageFeatures]:
         """Features of every occurrence, in order; each distinct image passes the tower once."""
         if not images:
-            return {}
-        inner, device = self.policy.base_model.model, self._ends.device
+            return []
         distinct = {image.key: image for image in images}
-        place = {key: i for i, key in enumerate(distinct)}
-        pixels = torch.cat([image.pixel_values_PD for image in distinct.values()]).to(device)
-        grids = torch.tensor([image.grid_thw for image in distinct.values()], device=device)
-        made = inner.get_image_features(pixels, grids, return_dict=True)
-        order = [place[image.key] for image in images]
-        levels = made.deepstack_features if self.facts.num_deepstack else []
-        outputs = SimpleNamespace(
-            pooler_output=[made.pooler_output[i] for i in order],
-            deepstack_features=[[level[i] for i in order] for level in levels],
-        )
-        return {"mm_encoder_outputs": {"image": outputs}}
+        found = run_tower(self.policy.base_model.model, self.facts, list(distinct.values()))
+        by_key = dict(zip(distinct, found, strict=True))
+        return [by_key[image.key] for image in images]
 
     def _decode(self, tokens_B: Tensor, positions_B: Tensor, prefix: SharedPrefix, own: Cache) -> Tensor:
         """[B, H] last hidden states after one more token. The explicit positions leave no use for `rope_deltas`."""

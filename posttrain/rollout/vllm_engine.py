@@ -14,7 +14,7 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from posttrain.errors import EngineError
-from posttrain.model import ModelFacts, PackedPolicy
+from posttrain.model import Family, ModelFacts, PackedPolicy
 from posttrain.model.loading import named_weights
 from posttrain.rollout.engine import Request, Sample, Sampling
 
@@ -43,7 +43,7 @@ class VllmEngine:
     enable_sleep: lets `sleep` free that memory while the trainer works (CUDA).
     tensor_parallel_size: above 1 only under a launcher (`accelerate launch`), whose ranks then share one engine and
     must ask it the same; otherwise each rank has an engine of its own. Neither has been tried on several devices yet.
-    Making an engine leaves the random states of Python, NumPy and torch as they were.
+    Making and asking an engine leaves the random states of Python, NumPy and torch as they were.
     Raises EngineError where vLLM is not installed or does not start.
     """
 
@@ -63,7 +63,7 @@ class VllmEngine:
         seed: int = 0,
         enable_sleep: bool = False,
     ) -> None:
-        on_cpu = not torch.cuda.is_available()
+        on_cpu = self._on_cpu = not torch.cuda.is_available()
         if enable_sleep and on_cpu:
             raise EngineError("vLLM can sleep on CUDA devices only: set enable_sleep to false")
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -117,7 +117,7 @@ class VllmEngine:
         prompts = [self._prompt(request) for request in requests]
         greedy = sampling.temperature == 0  # vLLM refuses to answer greedily more than once
         params = [self._params(i, 1 if greedy else request.n, sampling) for i, request in enumerate(requests)]
-        with _failures_named("vLLM failed while generating"):
+        with _side_effects_undone(), _failures_named("vLLM failed while generating"):
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         samples = []
         for request, output in zip(requests, outputs, strict=True):
@@ -132,7 +132,14 @@ class VllmEngine:
         return samples
 
     def update_weights(self, policy: nn.Module, version: int) -> None:
-        """Streams the policy's weights, adapters merged, into vLLM, and forgets what was computed with the old ones."""
+        """Streams the policy's weights, adapters merged, into vLLM, and forgets what was computed with the old ones.
+
+        Raises EngineError where vLLM fails, and for a mixture of experts on a CPU.
+        """
+        if self._on_cpu and self.facts.family is Family.QWEN3_VL_MOE:
+            raise EngineError(
+                "vLLM on a CPU packs the weights of experts once and cannot take new ones: use the transformers engine"
+            )
         model: Any = policy.model if isinstance(policy, PackedPolicy) else policy
         self._wake()
         with torch.no_grad(), _failures_named("vLLM did not take the new weights"):
@@ -268,9 +275,9 @@ def _failures_named(what: str) -> Iterator[None]:
 
 @contextmanager
 def _side_effects_undone() -> Iterator[None]:
-    """vLLM seeds every global generator, and on a CPU replaces `torch.set_num_threads` by a warning."""
+    """vLLM seeds and draws from the global generators, and on a CPU replaces `torch.set_num_threads` by a warning."""
     python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
             yield
         finally:
