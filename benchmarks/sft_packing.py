@@ -1,9 +1,11 @@
 """Supervised fine-tuning on a mixed-length multimodal set, forward and backward, against TRL's SFTTrainer.
 
-TRL pads: it refuses to pack multimodal data. It runs `SFTTrainer.compute_loss` on batches of 8 collated beforehand, drawn
-at random ("plain" scores every position, as on a CPU; "compact" the trained ones, as on CUDA), and once more on batches
-grouped by length ("grouped", compact too). Ours packs the same samples into rows under a token budget, packing timed.
-All of them take the same samples through one optimiser step and report entropy and accuracy. float32, no optimiser.
+TRL pads: it refuses to pack multimodal data. It runs `SFTTrainer.compute_loss` on batches of 8 collated beforehand,
+drawn at random ("plain" scores every position, as on a CPU; "compact" the trained ones, as on CUDA), and once more on
+batches grouped by length ("grouped", compact too). Ours packs the same samples into rows under a token budget, packing
+timed. All take the same samples through one optimiser step and give entropy and accuracy. float32, no optimiser.
+The more samples there are to group (`--samples`), the less do grouped batches pad, at the price of less random ones:
+1.6 times the real tokens at 16 samples, 1.3 times at 32.
 """
 
 import math
@@ -24,10 +26,12 @@ BUDGET = Budget(tokens=2048)
 
 
 def main() -> None:
-    options = arguments(str(__doc__).splitlines()[0]).parse_args()
+    parser = arguments(str(__doc__).splitlines()[0])
+    parser.add_argument("--samples", type=int, default=16, help="samples in the step (default 16: two batches)")
+    options = parser.parse_args()
     settle(options)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), num_samples=16 if options.quick else 32)
+        bench = Bench(Path(folder), num_samples=options.samples)
         figures, cells = bench.measure(options.repeats)
     finish("sft_packing", figures, cells, quick=options.quick)
 

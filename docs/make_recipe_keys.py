@@ -5,7 +5,7 @@ A test compares the page with what this makes, so that no key is without its lin
 
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from posttrain.config import (
     DataSection,
@@ -101,15 +101,17 @@ def _type(hint: Any) -> str:
     arguments, origin = get_args(hint), get_origin(hint)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
+    if origin is Annotated:
+        return _type(arguments[0])
     if origin in (Union, UnionType):
-        said = " or ".join(_type(argument) for argument in arguments if argument is not NoneType)
+        said = " or ".join(dict.fromkeys(_type(argument) for argument in arguments if argument is not NoneType))
         return f"{said} or null" if NoneType in arguments else said
     if origin is list:
-        return f"list of {_type(arguments[0])}"
+        return f"list of {_type(arguments[0]).replace('section', 'sections')}"
     if origin is tuple:
         return f"{len(arguments)} numbers"
     if origin is dict:
-        return f"mapping to {_type(arguments[1])}"
+        return f"mapping to {_type(arguments[1]).replace('section', 'sections')}"
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return "section"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(hint, "anything")

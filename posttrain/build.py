@@ -22,12 +22,9 @@ from posttrain.config import (
     DataSection,
     EngineSection,
     EvaluationSection,
-    GRPOStage,
-    GSPOStage,
     ModelSection,
     PolicyStage,
     Recipe,
-    SAPOStage,
     SFTStage,
     TaskSection,
 )
@@ -215,7 +212,7 @@ def objective_of(stage: AnyStage) -> Objective:
     if isinstance(stage, SFTStage):
         return Supervised(reduction=Reduction(stage.reduction))
     return PolicyGradient(
-        surrogate=_SURROGATES[type(stage)](stage),
+        surrogate=_SURROGATES[stage.algorithm](stage),
         reduction=Reduction(stage.reduction),
         constant_length=stage.max_new_tokens,
         temperature=stage.temperature,
@@ -224,10 +221,10 @@ def objective_of(stage: AnyStage) -> Objective:
     )
 
 
-_SURROGATES: Mapping[type, Callable[[Any], Surrogate]] = {
-    SAPOStage: lambda s: Sapo(tau_positive=s.tau_positive, tau_negative=s.tau_negative),
-    GRPOStage: lambda s: Grpo(clip_low=s.clip_low, clip_high=s.clip_high),
-    GSPOStage: lambda s: Gspo(clip_low=s.clip_low, clip_high=s.clip_high),
+_SURROGATES: Mapping[str, Callable[[Any], Surrogate]] = {
+    "sapo": lambda s: Sapo(tau_positive=s.tau_positive, tau_negative=s.tau_negative),
+    "grpo": lambda s: Grpo(clip_low=s.clip_low, clip_high=s.clip_high),
+    "gspo": lambda s: Gspo(clip_low=s.clip_low, clip_high=s.clip_high),
 }
 
 
@@ -248,7 +245,12 @@ class EngineRoom:
                 )
             from posttrain.rollout.transformers_engine import TransformersEngine
 
-            return TransformersEngine(loaded.policy, loaded.facts, max_batch_tokens=section.max_batch_tokens)
+            return TransformersEngine(
+                loaded.policy,
+                loaded.facts,
+                max_batch_tokens=section.max_batch_tokens,
+                vocab_limit=len(loaded.tokenizer),
+            )
         if self._vllm is None:
             from posttrain.rollout.vllm_engine import VllmEngine
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from posttrain.errors import CheckpointError, DataError, Interrupted, PosttrainError
@@ -80,7 +81,7 @@ def check(
     result = check_recipe(load_recipe(find_recipe(recipe), overrides or ()), rows=rows)
     out.print(estimate_table(result.stages))
     for problem in result.problems:
-        err.print(f"[red]problem[/red] {problem}", highlight=False, markup=True)
+        _say("red", "problem", problem)
     if result.problems:
         raise typer.Exit(1)
     out.print("[green]ready[/green]: every row looked at can be rendered, and every reference earns its full reward")
@@ -96,7 +97,11 @@ def run(
     from posttrain.pipeline import run_recipe
     from posttrain.recipe import find_recipe, load_recipe
 
-    run_recipe(load_recipe(find_recipe(recipe), overrides or ()), restart=restart)
+    try:
+        run_recipe(load_recipe(find_recipe(recipe), overrides or ()), restart=restart)
+    except Interrupted as stop:  # caught here: further out, click takes every KeyboardInterrupt for "Aborted!"
+        _say("yellow", "interrupted", str(stop))
+        raise typer.Exit(130) from None
 
 
 @app.command("eval")
@@ -175,36 +180,33 @@ def main() -> None:
     _quiet_libraries()
     try:
         app()
-    except Interrupted as stop:
-        err.print(f"[yellow]interrupted[/yellow] {stop}", highlight=False)
-        sys.exit(130)
     except PosttrainError as error:
         for line in str(error).splitlines():
-            err.print("[red]error[/red]", end=" ")
-            err.print(line, highlight=False, markup=False)
+            _say("red", "error", line)
         sys.exit(1)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         place = f" {error.filename}" if error.filename else ""
-        err.print("[red]error[/red]", end=" ")
-        err.print(
-            f"{error.strerror or error}:{place}; nothing that was saved before is lost", highlight=False, markup=False
-        )
+        _say("red", "error", f"{error.strerror or error}:{place}; nothing that was saved before is lost")
         sys.exit(1)
 
 
+def _say(colour: str, word: str, text: str) -> None:
+    """A coloured word and a sentence, which may hold brackets and is not cut into lines."""
+    err.print(f"[{colour}]{word}[/{colour}] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 def _quiet_libraries() -> None:
-    """Their bars and advice would bury ours; `POSTTRAIN_VERBOSE=1` lets them speak."""
+    """Their bars and advice would bury ours; `POSTTRAIN_VERBOSE=1` lets them speak.
+
+    By their environment variables: importing them here would make `posttrain list` wait for torch.
+    """
     if os.environ.get("POSTTRAIN_VERBOSE"):
         return
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from datasets.utils.logging import disable_progress_bar as quiet_datasets
-    from transformers.utils.logging import disable_progress_bar as quiet_transformers
-
-    quiet_datasets()
-    quiet_transformers()
 
 
 __all__ = ["CheckpointError", "app", "main"]
