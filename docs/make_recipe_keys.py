@@ -7,6 +7,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel
+
 from posttrain.config import (
     DataSection,
     EngineSection,
@@ -22,7 +24,6 @@ from posttrain.config import (
     SFTStage,
     TaskSection,
 )
-from pydantic import BaseModel
 
 PAGE = Path(__file__).resolve().parent / "recipe-keys.md"
 STAGE, POLICY = SFTStage.__mro__[1], SAPOStage.__mro__[1]

@@ -32,7 +32,7 @@ class Closeness:
         return Score(value=max(0.0, 1 - distance / self.tolerance), parts={"exact": float(distance == 0)})
 
     def perfect_answer(self, reference: Mapping[str, Any]) -> str:
-        """What earns full marks: `posttrain check` writes it for every row and scores it, before anything is trained."""
+        """What earns full marks: `posttrain check` writes it for every row and scores it."""
         return f"<answer>{self._right(reference):g}</answer>"
 
     def _right(self, reference: Mapping[str, Any]) -> float:

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from posttrain import SAPOConfig, SAPOTrainer, SFTConfig, SFTTrainer
 from posttrain.model.families import Family
 from posttrain.model.tiny import build_tiny
+
+from posttrain import SAPOConfig, SAPOTrainer, SFTConfig, SFTTrainer
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (40, 80, 220), "yellow": (240, 210, 40)}
 TINY: Mapping[str, Any] = {"dtype": "float32"}
 
 
 def rows(num_rows: int, *, seed: int, wrong: float = 0.0) -> list[dict[str, Any]]:
-    """Rows in memory. `colour` is the truth; the assistant's turn, which SFT learns, is wrong with the chance `wrong`."""
+    """Rows in memory. `colour` is the truth; the assistant's turn, which SFT learns, is wrong with that chance."""
     draw = random.Random(seed)
     made = []
     for _ in range(num_rows):

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
-from posttrain import SFTConfig, SFTTrainer
 from posttrain.model.families import Family
 from posttrain.model.tiny import build_tiny
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from posttrain import SFTConfig, SFTTrainer
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (40, 80, 220), "yellow": (240, 210, 40)}
 QUESTION = "Which colour is the shape?"

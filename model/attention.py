@@ -87,6 +87,9 @@ def packed_attention(
     if dropout:
         raise ValueError("attention dropout is not supported in packed rows; set attention_dropout to 0")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if torch.is_autocast_enabled(query.device.type):  # norms and rotary positions gave float32, projections did not
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     match row_attention.kernel:
         case Kernel.SEGMENTS:
             output = _BlockAttention.apply(query, key, value, row_attention.blocks, scale)

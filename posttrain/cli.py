@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.errors import CheckpointError, DataError, Interrupted, PosttrainError
+from posttrain.errors import ConfigError, DataError, Interrupted, PosttrainError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -155,7 +155,7 @@ def list_rewards() -> None:
     table.add_column("reward", style="bold")
     table.add_column("")
     for name, cls in sorted(available().items()):
-        table.add_row(name, (cls.__doc__ or "").split("\n", 1)[0])
+        table.add_row(name, escape((cls.__doc__ or "").split("\n", 1)[0]))
     out.print(table)
 
 
@@ -167,8 +167,14 @@ def show_reward(name: Annotated[str, typer.Argument(help="A registered reward.")
     table = Table(box=None, pad_edge=False)
     for column in ("option", "type", "default", ""):
         table.add_column(column)
-    for option in describe(name):
-        table.add_row(option.name, option.type, repr(option.default), option.doc)
+    try:
+        options = describe(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for option in options:
+        kind = option.type.__name__ if isinstance(option.type, type) else str(option.type).replace("typing.", "")
+        default = "required" if option.required else repr(option.default)
+        table.add_row(option.name, *map(escape, (kind, default, option.doc)))
     out.print(table)
 
 
@@ -208,8 +214,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-
-__all__ = ["CheckpointError", "app", "main"]
 
 if __name__ == "__main__":
     main()

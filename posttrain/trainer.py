@@ -257,7 +257,7 @@ class Trainer:
         for part in everywhere:
             for name, value in part.items():
                 merged[name] = merged[name].merge(value) if name in merged else value
-        return {name: value.value for name, value in sorted(merged.items())}
+        return {name: value.value for name, value in sorted(merged.items()) if value.count}
 
     def _updates(self, batch: StepBatch) -> int:
         return sum(1 for sequences in batch.mini_batches if sequences)

@@ -365,3 +365,58 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_the_same_command_goes_on(
     code, _, err = command_line.run("run", str(long_recipe))
     assert code == 0, err
     assert_equal_runs(folder, whole_run[0], tools)
+
+
+# Real rows, as others have published them.
+
+REAL_IMAGES = [
+    {"path": "sharegpt_vlm/mllm_demo.json", "limit": 4},
+    {"path": "qwen_finetune_demo/single_images.json", "image_strip": "demo/", "limit": 4},
+]
+
+
+@pytest.mark.parametrize("source", REAL_IMAGES, ids=["sharegpt", "qwen"])
+def test_published_image_conversations_are_trained_on(
+    source: dict[str, Any], shared_data: Path, make_recipe: Callable[..., Any], tools: Any, tmp_path: Path
+) -> None:
+    data = {**source, "path": str(shared_data / source["path"])}
+    stage = tools.sft_stage(steps=2, batch_size=2, data=[data])
+    run_recipe(make_recipe(tmp_path, {"sft": stage}))
+    rows = tools.metrics_of(tmp_path / "stages/sft")
+    assert len(rows) == 2 and all(row["dropped_frac"] == 0 and row["nll"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("model", ["tiny_text", "tiny_vl"])
+def test_grade_school_maths_goes_through_sapo(
+    model: str,
+    request: pytest.FixtureRequest,
+    shared_data: Path,
+    make_recipe: Callable[..., Any],
+    tools: Any,
+    tmp_path: Path,
+) -> None:
+    data = {
+        "path": str(shared_data / "gsm8k/train_500.jsonl"),
+        "task": "maths",
+        "prompt_template": "{question} Put the answer into \\boxed{{}}.",
+        "answer_regex": "#### (.+)$",
+        "limit": 8,
+    }
+    stage = tools.sapo_stage(steps=2, zero_signal="keep", data=[data])
+    path = request.getfixturevalue(model)
+    recipe = make_recipe(
+        tmp_path,
+        {"rl": stage},
+        model={"path": str(path), "dtype": "float32"},
+        rewards={"maths": {"rewards": [{"name": "math"}]}},
+    )
+    from posttrain.check import check_recipe
+
+    assert not check_recipe(recipe).problems
+    run_recipe(recipe)
+    rows = tools.metrics_of(tmp_path / "stages/rl")
+    assert len(rows) == 2
+    for row in rows:
+        assert row["reward/maths"] == 0.0 and row["zero_signal_frac"] == 1.0 and row["unscored_frac"] == 0.0
+        assert row["grad_norm"] == 0.0 and row["rollout_gap/mean"] < 1e-5
+    assert tools.equal_weights(tmp_path / "stages/rl/final", path), "no signal, no decay: nothing moves"

@@ -1,0 +1,146 @@
+"""`posttrain check`: problems of rows, references and lengths are named before anything is trained."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from posttrain.check import check_recipe, estimate_table
+from posttrain.recipe import parse_recipe
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def talk(question: str, answer: str, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **more}
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    return "red.png"
+
+
+@pytest.fixture
+def content(tiny_vl: Path, tmp_path: Path, picture: str) -> Callable[..., dict[str, Any]]:
+    def make(sft: list[dict[str, Any]], rl: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        stages: dict[str, Any] = {
+            "sft": {
+                "algorithm": "sft",
+                "steps": 10,
+                "batch_size": 2,
+                "max_length": 60,
+                "data": [{"path": write_rows(tmp_path / "sft.jsonl", sft)}],
+            }
+        }
+        if rl is not None:
+            stages["rl"] = {
+                "algorithm": "sapo",
+                "epochs": 2,
+                "batch_size": 2,
+                "group_size": 4,
+                "max_new_tokens": 10,
+                "data": [{"path": write_rows(tmp_path / "rl.jsonl", rl), "task": "maths"}],
+            }
+        return {
+            "name": "checked",
+            "model": {"path": str(tiny_vl), "dtype": "float32"},
+            "rewards": {"maths": {"rewards": [{"name": "math"}]}},
+            "stages": stages,
+        }
+
+    return make
+
+
+def test_good_data_is_ready_and_its_cost_is_estimated(content: Any, picture: str, tiny_vl: Path) -> None:
+    rows = [talk("<image>What colour?", "red", images=[picture]), talk("1+1?", "2")]
+    recipe = parse_recipe(content(rows, [{"prompt": "1+2?", "answer": "3"}, {"prompt": "half of 1?", "answer": "0.5"}]))
+    result = check_recipe(recipe)
+    assert not result.problems
+    sft, rl = result.stages
+    assert (sft.steps, sft.rows, sft.too_long) == (10, 2, 0) and (rl.steps, rl.rows) == (2, 2)
+    assert sft.tokens == pytest.approx(10 * 2 * sft.mean_tokens)
+    assert rl.tokens == pytest.approx(2 * 2 * (rl.mean_tokens + 4 * 10))
+    from posttrain.model.loading import load_model
+
+    parameters = sum(p.numel() for p in load_model(tiny_vl, dtype=torch.float32).parameters())
+    assert sft.gibibytes == pytest.approx(4 * 4 * parameters / 2**30)  # weight, gradient, two moments; float32
+    assert len(estimate_table(result.stages).rows) == 2
+
+
+def test_each_problem_names_its_row_once(content: Any, picture: str) -> None:
+    rows = [
+        talk("<image>What?", "red", images=["gone.png"]),
+        talk("<image>What?", "red"),
+        {"question": "no layout"},
+        talk("How long? " * 40, "too long"),
+        talk("1+1?", "2"),
+    ]
+    maths = [{"prompt": "1+2?", "answer": "3"}, {"prompt": "x?", "answer": "none of these {"}, {"prompt": "y?"}]
+    result = check_recipe(parse_recipe(content(rows, maths)))
+    text = "\n".join(result.problems)
+    assert "stages.sft: sft.jsonl:1: " in text and "gone.png" in text
+    assert "stages.sft: sft.jsonl:2: " in text and "stages.sft: sft.jsonl:3: " in text
+    assert "stages.rl: rl.jsonl:2: math: " in text and "stages.rl: rl.jsonl:3: math: " in text
+    assert result.stages[0].too_long == 1 and result.stages[0].longest > 60
+    assert "rl.jsonl:1:" not in text and "sft.jsonl:4" not in text, "a long row is dropped and counted, no problem"
+    assert len(result.problems) == len(set(result.problems)) == 5, text
+
+
+def test_a_missing_picture_of_an_rl_row_is_one_problem(content: Any) -> None:
+    rl = [{"prompt": "<image>1+2?", "answer": "3", "images": ["gone.png"]}]
+    result = check_recipe(parse_recipe(content([talk("1+1?", "2")], rl)))
+    assert len(result.problems) == 1 and "gone.png" in result.problems[0]
+
+
+def test_a_stage_in_which_every_row_is_too_long_is_a_problem(content: Any) -> None:
+    result = check_recipe(parse_recipe(content([talk("How long? " * 40, "too long")] * 2)))
+    assert result.problems == ["stages.sft: every row looked at exceeds max_length 60"]
+
+
+def test_rows_of_a_task_without_rewards_and_a_stage_without_any_are_problems(content: Any) -> None:
+    recipe = content([talk("1+1?", "2")], [{"prompt": "1+2?", "answer": "3", "task": "poems"}])
+    assert check_recipe(parse_recipe(recipe)).problems == [
+        "stages.rl: rl.jsonl:1 is of task 'poems', which has no rewards"
+    ]
+    assert check_recipe(parse_recipe({**recipe, "rewards": {}})).problems == [
+        "stages.rl: sapo needs a 'rewards' section"
+    ]
+
+
+def test_many_problems_are_cut_and_counted(content: Any) -> None:
+    result = check_recipe(parse_recipe(content([{"question": str(i)} for i in range(30)])))
+    assert len(result.problems) == 21 and result.problems[-1] == "and 10 more"
+
+
+def test_only_the_rows_that_are_asked_for_are_looked_at(content: Any) -> None:
+    rows = [talk("1+1?", "2"), {"question": "no layout"}]
+    recipe = parse_recipe(content(rows))
+    assert not check_recipe(recipe, rows=1).problems and check_recipe(recipe, rows=2).problems
+
+
+def test_problems_end_the_command_with_exit_code_1(content: Any, tmp_path: Path) -> None:
+    import yaml
+
+    from posttrain.cli import app
+
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content([talk("<image>What?", "red", images=["gone.png"])])))
+    result = CliRunner().invoke(app, ["check", str(file)])
+    assert result.exit_code == 1
+    assert "problem stages.sft: sft.jsonl:1: " in result.output and "ready" not in result.output
+
+
+def test_a_tiny_model_can_be_checked_without_a_folder() -> None:
+    stage = {"algorithm": "sft", "steps": 1, "data": [{"scenes": {"task": "count"}}]}
+    recipe = {"name": "x", "model": {"tiny": "qwen2_vl", "dtype": "float32"}, "stages": {"sft": stage}}
+    assert not check_recipe(parse_recipe(recipe), rows=2).problems
