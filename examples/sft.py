@@ -12,6 +12,7 @@ import json
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -57,7 +58,7 @@ def write_rows(folder: Path, num_rows: int) -> Path:
 def ask(model_folder: Path, picture: Image.Image) -> str:
     """The answer of the trained checkpoint, by transformers alone."""
     processor = AutoProcessor.from_pretrained(model_folder)
-    model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32)
+    model: Any = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32)
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
     text = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[text], images=[picture], return_tensors="pt")

@@ -218,3 +218,34 @@ def test_pages_are_short_and_linked_from_the_readme() -> None:
     assert [page.name for page in pages if f"docs/{page.name}" not in readme] == []
     written = [page for page in pages if page.name != "recipe-keys.md"]
     assert [page.name for page in written if len(text_of(page).splitlines()) > 150] == []
+
+
+def test_yaml_blocks_are_recipes_or_parts_of_one() -> None:
+    import yaml
+
+    from posttrain.recipe import parse_recipe
+
+    blocks = [body for page in DOCUMENTS for kind, body in FENCE.findall(text_of(page)) if kind == "yaml"]
+    assert len(blocks) >= 3
+    stub = {"name": "stub", "model": {"tiny": "qwen3"}}
+    for body in blocks:
+        content = yaml.safe_load(body)
+        if "stages" not in content:
+            data = content.pop("data", [{"path": "train.jsonl"}])
+            content = {**stub, **content, "stages": {"sft": {"algorithm": "sft", "steps": 1, "data": data}}}
+        parse_recipe(content)
+
+
+def test_rows_of_the_data_page_can_be_read() -> None:
+    from posttrain.data import SourceSpec
+    from posttrain.data.formats import parse_row
+
+    (body,) = [body for kind, body in FENCE.findall(text_of(ROOT / "docs/data.md")) if kind == "json"]
+    rows, rest = [], body.strip()
+    while rest:
+        row, end = json.JSONDecoder().raw_decode(rest)
+        rows.append(parse_row(row, SourceSpec(path="rows"), "row"))
+        rest = rest[end:].strip()
+    assert [len(row.messages) for row in rows] == [2, 2, 2, 1]
+    assert [len(row.image_refs) for row in rows] == [1, 1, 0, 1]
+    assert rows[3].task == "grounding" and rows[3].reference["label"] == "cup"
