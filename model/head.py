@@ -68,11 +68,14 @@ def token_loss_head(
                 entropies_T=first.entropies_T,
                 is_top1_T=first.is_top1_T,
             )
-        second = _apply(
-            hidden_TH, weight_VH, targets_T, lambda x, span: slopes_T[span] * x, temperature, with_grad=True
-        )
+
+        def slopes_alone(logprobs_T: Tensor, span: slice) -> Tensor:
+            """Exactly 0 in value, so that adding it rounds nothing away."""
+            return slopes_T[span] * (logprobs_T - logprobs_T.detach())
+
+        second = _apply(hidden_TH, weight_VH, targets_T, slopes_alone, temperature, with_grad=True)
         return HeadOutput(
-            loss=second.loss + (value - second.loss).detach(),
+            loss=second.loss + value.detach(),
             logprobs_T=first.logprobs_T,
             entropies_T=first.entropies_T,
             is_top1_T=first.is_top1_T,

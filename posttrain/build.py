@@ -155,6 +155,7 @@ def make_source(section: DataSection) -> DataSource:
             answer_regex=section.answer_regex,
             limit=section.limit,
             system=section.system,
+            thinking=section.thinking,
         )
     )
 

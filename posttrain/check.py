@@ -159,29 +159,27 @@ def _first(source: DataSource, rows: int) -> range:
 
 
 def estimate_table(estimates: Sequence[StageEstimate]) -> Table:
-    table = Table(title="what each stage takes")
-    table.add_column("stage")
-    for column in (
-        "algorithm",
-        "steps",
-        "rows",
-        "tokens a row",
-        "longest",
-        "too long",
-        "tokens in all",
-        "weights + state",
-    ):
-        table.add_column(column, justify="right")
+    table = Table(title="what each stage takes", title_justify="left", box=None, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for column in ("steps", "rows", "tokens/row", "longest", "too long", "tokens", "weights + state"):
+        table.add_column(column, justify="right", no_wrap=True)
     for e in estimates:
         table.add_row(
-            e.name,
-            e.algorithm,
+            f"{e.name} ({e.algorithm})",
             f"{e.steps:,}",
             f"{e.rows:,}",
             f"{e.mean_tokens:,.0f}",
             f"{e.longest:,}",
             str(e.too_long),
-            f"{e.tokens:.3g}",
+            _short(e.tokens),
             f"{e.gibibytes:.2f} GiB",
         )
     return table
+
+
+def _short(number: float) -> str:
+    """1234567 as 1.2 M."""
+    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.0f}"

@@ -184,6 +184,7 @@ def main() -> None:
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)]
     )
     _quiet_libraries()
+    sys.path.append(os.getcwd())  # a recipe's own rewards, module:function, lie beside it
     try:
         app()
     except PosttrainError as error:

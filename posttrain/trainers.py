@@ -60,23 +60,23 @@ class _Arguments:
 
 
 class SFTConfig(_Arguments, SFTStage):
-    output_dir: str = Field("runs/sft", description="Folder of the run.")
-    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+    output_dir: str = Field(default="runs/sft", description="Folder of the run.")
+    seed: int = Field(default=0, ge=0, description="Equal seeds repeat exactly.")
 
 
 class SAPOConfig(_Arguments, SAPOStage):
-    output_dir: str = Field("runs/sapo", description="Folder of the run.")
-    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+    output_dir: str = Field(default="runs/sapo", description="Folder of the run.")
+    seed: int = Field(default=0, ge=0, description="Equal seeds repeat exactly.")
 
 
 class GRPOConfig(_Arguments, GRPOStage):
-    output_dir: str = Field("runs/grpo", description="Folder of the run.")
-    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+    output_dir: str = Field(default="runs/grpo", description="Folder of the run.")
+    seed: int = Field(default=0, ge=0, description="Equal seeds repeat exactly.")
 
 
 class GSPOConfig(_Arguments, GSPOStage):
-    output_dir: str = Field("runs/gspo", description="Folder of the run.")
-    seed: int = Field(0, ge=0, description="Equal seeds repeat exactly.")
+    output_dir: str = Field(default="runs/gspo", description="Folder of the run.")
+    seed: int = Field(default=0, ge=0, description="Equal seeds repeat exactly.")
 
 
 Rows = DataSource | Sequence[Mapping[str, Any]] | str | Path

@@ -188,7 +188,7 @@ def test_prompts_of_equal_tokens_and_different_images_are_not_shared():
     other = dataclasses.replace(PICTURES[0], key="another picture")
     (row,) = pack([sequence([5, PICTURES[0]], [6]), sequence([5, other], [6])], FACTS, NO_LIMIT)
     assert len(row.images) == 2
-    assert all(segment.prefix_end == 0 for segment in row.segments)
+    assert all(segment.prefix_start == segment.prefix_end for segment in row.segments)
 
 
 def test_sequences_with_nothing_to_train_on_are_left_out():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -420,3 +421,43 @@ def test_grade_school_maths_goes_through_sapo(
         assert row["reward/maths"] == 0.0 and row["zero_signal_frac"] == 1.0 and row["unscored_frac"] == 0.0
         assert row["grad_norm"] == 0.0 and row["rollout_gap/mean"] < 1e-5
     assert tools.equal_weights(tmp_path / "stages/rl/final", path), "no signal, no decay: nothing moves"
+
+
+# Several processes.
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(
+    make_recipe: Callable[..., Any],
+    recipe_content: Callable[..., Any],
+    command_line: Any,
+    tools: Any,
+    tmp_path: Path,
+) -> None:
+    """Data parallel over gloo: rows of unequal number, a rank without pictures, then RL with a reference."""
+    data = [{"scenes": {"task": "ground", "size": 40}}, {"scenes": {"task": "arith", "size": 40}}]
+    sft = tools.sft_stage(steps=2, warmup_frac=0.0, tokens_per_microbatch=100, data=data)
+    wanted = run_recipe(make_recipe(tmp_path / "one", {"sft": sft})).folder
+    stages = {"sft": sft, "rl": tools.sapo_stage(steps=2, kl_coefficient=0.1)}
+    file = tmp_path / "two.yaml"
+    content = recipe_content(tmp_path / "two", stages, evaluation=EVALUATION)
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        code, _, err = command_line.run("run", str(file), launcher=launcher)
+    finally:
+        del os.environ["ACCELERATE_USE_CPU"]
+    assert code == 0, err
+    mine, theirs = tools.weights_of(tmp_path / "two/stages/sft/final"), tools.weights_of(wanted / "stages/sft/final")
+    for name in theirs:
+        assert float((mine[name] - theirs[name]).abs().max()) < 2e-5, name  # of updates of 1e-3; sums in another order
+    for one, two in zip(
+        tools.metrics_of(wanted / "stages/sft"), tools.metrics_of(tmp_path / "two/stages/sft"), strict=True
+    ):
+        assert two["rows"] < one["rows"], "each process has its share"
+        for key in ("loss", "nll", "grad_norm", "learning_rate", "token_accuracy"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4), key
+    rl = tools.metrics_of(tmp_path / "two/stages/rl")
+    assert len(rl) == 2 and rl[0]["length/mean"] > 0
+    assert not tools.equal_weights(tmp_path / "two/stages/rl/final", tmp_path / "two/stages/sft/final")
