@@ -12,7 +12,7 @@ from .reductions import sequence_mean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Average:
-    """A mean that can be merged over micro-batches and ranks: sum and count, both 0-d float64 on the CPU."""
+    """A mean that can be merged over micro-batches and ranks: sum and count, both plain floats."""
 
     total: float
     count: float

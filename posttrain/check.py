@@ -159,13 +159,13 @@ def _first(source: DataSource, rows: int) -> range:
 
 
 def estimate_table(estimates: Sequence[StageEstimate]) -> Table:
-    table = Table(title="what each stage takes", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="what each stage takes: tokens a row and in all, weights with optimiser state", title_justify="left", box=None, pad_edge=False)
     table.add_column("stage", no_wrap=True)
-    for column in ("steps", "rows", "tokens/row", "longest", "too long", "tokens", "weights + state"):
+    for column in ("steps", "rows", "a row", "longest", "too long", "tokens", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
     for e in estimates:
         table.add_row(
-            f"{e.name} ({e.algorithm})",
+            e.name,
             f"{e.steps:,}",
             f"{e.rows:,}",
             f"{e.mean_tokens:,.0f}",

@@ -69,10 +69,11 @@ def test_kernels_equal_attention_over_each_context_alone(groups):
         assert torch.allclose(output.double(), expected, atol=2e-6)
         grads = torch.autograd.grad((output * weights).sum(), (query, key, value))
         for found, wanted in zip(grads, expected_grads, strict=True):
-            # float32's error of sums of up to 60 terms of about 1
-            assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
+            # float32's error of sums of up to 100 terms of about 1; one token alone has gradients of exactly 0
+            assert torch.allclose(found.double(), wanted.double(), rtol=0, atol=2e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_sees_the_same_keys():
     segments, num_tokens = row_of((30, [5, 9, 1]), (0, [12]), (7, [3, 4]))
     with torch.no_grad():

@@ -1,10 +1,10 @@
 """Loss and gradients of whole training steps against TRL's own: GRPOTrainer (loss_type sapo) and SFTTrainer.
 
 The bars: loss 1e-5 relative, each parameter's gradient 2e-5 of its largest entry (global error 5e-6). Both sides are
-float32 and sum the same terms in other orders: TRL over padded batches in which a prompt and its images stand once for
-every completion, ours over rows in which they stand once. Rounding random-walks with the number of summed terms, and the
-parameters that sum most, biases of the vision tower, sum over all patches; at these sizes 2e-5 is several times what is
-found. A wrong mask, position or weight shows as 1e-2 and more.
+float32 and sum the same terms in other orders: TRL over padded batches, in which a prompt and its images are repeated
+for every completion, ours over rows in which they stand once. Rounding errors grow with the number of summed terms;
+biases of the vision tower sum most, over all patches. At these sizes 2e-5 is several times what is found, and a wrong
+mask, position or weight shows as 1e-2 and more.
 """
 
 from collections.abc import Callable, Sequence

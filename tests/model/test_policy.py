@@ -63,6 +63,7 @@ def test_logprobs_and_gradients_equal_transformers_unpacked(family, tiny_checkpo
             assert worst_gradient_error(found, expected_gradients) < GRADIENT
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("family", [Family.QWEN3_VL, Family.QWEN2_5_VL, Family.QWEN3])
 def test_the_flex_kernel_gives_the_same_logprobs(family, tiny_checkpoint):
     model, facts = load(tiny_checkpoint(family))
