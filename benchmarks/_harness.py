@@ -154,7 +154,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def finish(name: str, figures: Mapping[str, object], cells: Sequence[Mapping[str, object]], *, quick: bool) -> None:
-    """Writes results/NAME.json, but not for a quick check, and prints the figures as the last line, one JSON object."""
+    """Prints the figures as the last line, one JSON object, and writes results/NAME.json unless this is a quick check."""
     if not quick:
         RESULTS.mkdir(parents=True, exist_ok=True)
         kept = {

@@ -86,7 +86,7 @@ class Measured:
 
 def main() -> None:
     parser = arguments(str(__doc__).splitlines()[0])
-    parser.add_argument("--cell", type=Cell.parse, help="one cell of the grid, as P/C/G; the figures are that cell's")
+    parser.add_argument("--cell", type=Cell.parse, help="one cell alone, as P/C/G; nothing is written")
     options = parser.parse_args()
     settle(options)
     grid, headline = (QUICK if options.quick else GRID), HEADLINE
@@ -113,7 +113,12 @@ def main() -> None:
         "worst_gradient_error_l2": max(m.error.l2 for m in cells.values()),
     }
     figures |= {f"worst_cell_{side}_error_to_float64": error.worst for side, error in references.items()}
-    finish("sapo_update", figures, [record(cell, m) for cell, m in cells.items()], quick=options.quick)
+    finish(
+        "sapo_update",
+        figures,
+        [record(cell, m) for cell, m in cells.items()],
+        quick=options.quick or options.cell is not None,
+    )
 
 
 class Bench:

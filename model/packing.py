@@ -95,7 +95,7 @@ class PackedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """Sequences under one prefix: `ids` are their places in the list, `prefix_images` how many images the prefix holds."""
+    """Sequences under one prefix: `ids` are their places in the list, `prefix_images` counts the prefix's images."""
 
     ids: tuple[int, ...]
     prefix_length: int
@@ -145,7 +145,9 @@ def _groups(sequences: Sequence[TokenSequence], facts: ModelFacts) -> Iterable[_
 def _group(ids: Sequence[int], prefix_length: int, prefix_images: int, sequences: Sequence[TokenSequence]) -> _Group:
     tokens = prefix_length + sum(sequences[i].num_tokens - prefix_length for i in ids)
     images = {image.key: image.num_patches for i in ids for image in sequences[i].images}
-    return _Group(ids=tuple(ids), prefix_length=prefix_length, prefix_images=prefix_images, tokens=tokens, images=images)
+    return _Group(
+        ids=tuple(ids), prefix_length=prefix_length, prefix_images=prefix_images, tokens=tokens, images=images
+    )
 
 
 def _images_within(prefix: np.ndarray, sequence: TokenSequence, facts: ModelFacts) -> int:

@@ -95,8 +95,9 @@ class PackedPolicy(nn.Module):
     ) -> HeadOutput:
         """The sum of `token_loss` over the row's trained tokens, with their log-probabilities, [T] each."""
         hidden_TH = self.hidden_states(row)
-        weight_VH = self.base_model.get_output_embeddings().weight
-        assert isinstance(weight_VH, Tensor)
+        head = self.base_model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        weight_VH = head.weight
         with torch.autocast(hidden_TH.device.type, enabled=False):
             return token_loss_head(
                 hidden_TH, weight_VH, row.targets_T, token_loss, temperature=temperature, separable=separable

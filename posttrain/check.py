@@ -159,7 +159,12 @@ def _first(source: DataSource, rows: int) -> range:
 
 
 def estimate_table(estimates: Sequence[StageEstimate]) -> Table:
-    table = Table(title="what each stage takes: tokens a row and in all, weights with optimiser state", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="what each stage takes: tokens a row and in all, weights with optimiser state",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     table.add_column("stage", no_wrap=True)
     for column in ("steps", "rows", "a row", "longest", "too long", "tokens", "memory"):
         table.add_column(column, justify="right", no_wrap=True)

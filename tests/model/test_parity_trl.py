@@ -3,8 +3,8 @@
 The bars: loss 1e-5 relative, each parameter's gradient 2e-5 of its largest entry (global error 5e-6). Both sides are
 float32 and sum the same terms in other orders: TRL over padded batches, in which a prompt and its images are repeated
 for every completion, ours over rows in which they stand once. Rounding errors grow with the number of summed terms;
-biases of the vision tower sum most, over all patches. At these sizes 2e-5 is several times what is found, and a wrong
-mask, position or weight shows as 1e-2 and more.
+biases of the vision tower sum most, over all patches. At these sizes the worst that is found is 1e-6, 7e-6 and 1.3e-6;
+a wrong mask, position or weight shows as 1e-2 and more.
 """
 
 from collections.abc import Callable, Sequence

@@ -248,7 +248,11 @@ class CommandLine:
     def run(self, *args: str, timeout: float = 240, **options: Any) -> tuple[int, str, str]:
         """(exit code, stdout, stderr)."""
         process = self.start(*args, **options)
-        out, err = process.communicate(timeout=timeout)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         return process.returncode, out, err
 
 

@@ -42,9 +42,7 @@ def test_weights_and_moments_come_back_exactly(
     assert any("momentum_buffer" in key for key in before) == (optimizer == "muon")
 
 
-def test_only_safetensors_and_json_are_written(
-    sequences: list[Any], workshop: Any, tools: Any, tmp_path: Path
-) -> None:
+def test_only_safetensors_and_json_are_written(sequences: list[Any], workshop: Any, tools: Any, tmp_path: Path) -> None:
     workshop.trainer(workshop.load(), tools.GivenBatches([[sequences]]), tmp_path).save()
     kinds = {p.suffix for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
     assert kinds <= {".safetensors", ".json", ".jinja"}, "no pickle"
@@ -111,9 +109,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_it_is_whole(
     assert load_file(checkpoints / "step-000002/optimizer.safetensors")
 
 
-def test_a_final_model_that_cannot_be_written_is_one_sentence(
-    make_recipe: Any, tools: Any, tmp_path: Path
-) -> None:
+def test_a_final_model_that_cannot_be_written_is_one_sentence(make_recipe: Any, tools: Any, tmp_path: Path) -> None:
     from posttrain.pipeline import run_recipe
 
     occupied = tmp_path / "stages" / "sft" / "final"

@@ -13,7 +13,11 @@ from posttrain import config
 
 PACKAGE = Path(inspect.getfile(posttrain)).parent
 SECTIONS = sorted(
-    (cls for _, cls in inspect.getmembers(config, inspect.isclass) if issubclass(cls, BaseModel) and cls is not BaseModel),
+    (
+        cls
+        for _, cls in inspect.getmembers(config, inspect.isclass)
+        if issubclass(cls, BaseModel) and cls is not BaseModel
+    ),
     key=lambda cls: cls.__name__,
 )
 FIELDS = sorted({(cls.__name__, name) for cls in SECTIONS for name in cls.model_fields})

@@ -46,7 +46,9 @@ def test_a_merged_adapter_is_an_ordinary_model_with_the_same_outputs(
     assert (target / "preprocessor_config.json").exists() or (target / "processor_config.json").exists()
 
 
-def test_an_adapter_alone_stays_an_adapter_of_its_base(lora_run: Path, tiny_vl: Path, workshop: Any, tmp_path: Path) -> None:
+def test_an_adapter_alone_stays_an_adapter_of_its_base(
+    lora_run: Path, tiny_vl: Path, workshop: Any, tmp_path: Path
+) -> None:
     target = export_model(lora_run / "stages/sft/final", tmp_path / "adapter", adapter=True)
     assert sorted(p.name for p in target.glob("*.safetensors")) == ["adapter_model.safetensors"]
     assert torch.equal(logprobs(workshop, target), logprobs(workshop, lora_run / "stages/sft/final"))

@@ -442,7 +442,7 @@ def test_two_processes_take_the_steps_of_one(
     file = tmp_path / "two.yaml"
     content = recipe_content(tmp_path / "two", stages, evaluation=EVALUATION)
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
         code, _, err = command_line.run("run", str(file), launcher=launcher)
@@ -461,3 +461,67 @@ def test_two_processes_take_the_steps_of_one(
     rl = tools.metrics_of(tmp_path / "two/stages/rl")
     assert len(rl) == 2 and rl[0]["length/mean"] > 0
     assert not tools.equal_weights(tmp_path / "two/stages/rl/final", tmp_path / "two/stages/sft/final")
+
+
+FSDP_ON_CPU = """
+# accelerate shards on GPUs only and quietly takes data parallelism on CPUs: say that these are GPUs.
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+from posttrain.batches import SupervisedBatches
+from posttrain.cli import main
+from posttrain.trainer import Trainer
+import sys
+
+whole_train, whole_batch, dies = Trainer.train, SupervisedBatches.batch, sys.argv.pop()
+
+def train(self):
+    assert type(next(self.policy.parameters())).__name__ == "DTensor", "nothing is sharded"
+    return whole_train(self)
+
+def batch(self, step):
+    if step == int(dies):
+        raise SystemExit(9)
+    return whole_batch(self, step)
+
+Trainer.train, SupervisedBatches.batch = train, batch
+main()
+"""
+
+
+@pytest.mark.slow
+def test_shards_take_the_steps_of_one_process_and_are_resumed_exactly(
+    make_recipe: Callable[..., Any], recipe_content: Callable[..., Any], tools: Any, tmp_path: Path
+) -> None:
+    """FSDP2 over gloo."""
+    import subprocess
+
+    data = [{"scenes": {"task": "ground", "size": 40}}, {"scenes": {"task": "arith", "size": 40}}]
+    sft = tools.sft_stage(steps=2, warmup_frac=0.0, tokens_per_microbatch=100, checkpoint_every=1, data=data)
+    wanted = run_recipe(make_recipe(tmp_path / "one", {"sft": sft})).folder
+    file, script = tmp_path / "two.yaml", tmp_path / "fsdp_on_cpu.py"
+    file.write_text(yaml.safe_dump(recipe_content(tmp_path / "two", {"sft": sft})))
+    script.write_text(FSDP_ON_CPU)
+    environment = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    environment |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+    def launch(dies_at: int) -> subprocess.CompletedProcess[str]:
+        command = [*launcher, str(script), "run", str(file), str(dies_at)]
+        root = Path(__file__).resolve().parents[2]
+        paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {**os.environ, **environment, "PYTHONPATH": paths}
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+
+    assert launch(1).returncode != 0
+    assert (tmp_path / "two/stages/sft/checkpoints/step-000001/sharded").is_dir()
+    resumed = launch(99)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming before step 1" in resumed.stderr
+    mine, theirs = tools.weights_of(tmp_path / "two/stages/sft/final"), tools.weights_of(wanted / "stages/sft/final")
+    assert mine.keys() == theirs.keys()
+    for name in theirs:
+        assert float((mine[name] - theirs[name]).abs().max()) < 2e-5, name  # of updates of 1e-3; sums in another order

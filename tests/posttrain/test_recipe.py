@@ -218,7 +218,9 @@ def test_shipped_recipes_are_found_by_name_file_name_and_path_from_anywhere(
 def test_a_missing_recipe_names_the_nearest_and_the_shipped_ones() -> None:
     with pytest.raises(ConfigError, match=r"no recipe file 'quikstart.yaml'; did you mean 'quickstart'\? Shipped"):
         find_recipe("quikstart.yaml")
-    with pytest.raises(ConfigError, match=r"no recipe file 'zzz/zzz.yaml'. Shipped recipes: quickstart, .*posttrain list"):
+    with pytest.raises(
+        ConfigError, match=r"no recipe file 'zzz/zzz.yaml'. Shipped recipes: quickstart, .*posttrain list"
+    ):
         find_recipe("zzz/zzz.yaml")
 
 

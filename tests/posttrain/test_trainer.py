@@ -15,7 +15,16 @@ from posttrain.model.parts import part_of
 from torch import Tensor, nn
 
 from posttrain.data import SceneSource, SceneSpec
-from posttrain.objectives import ADVANTAGES, OLD_LOGPROBS, ROLLOUT_LOGPROBS, Grpo, Gspo, PolicyGradient, Sapo, Supervised
+from posttrain.objectives import (
+    ADVANTAGES,
+    OLD_LOGPROBS,
+    ROLLOUT_LOGPROBS,
+    Grpo,
+    Gspo,
+    PolicyGradient,
+    Sapo,
+    Supervised,
+)
 from posttrain.optimizers import schedule_factor
 
 SAPO = PolicyGradient(surrogate=Sapo(tau_positive=1.0, tau_negative=1.05), importance_cap=2.0)
@@ -86,7 +95,9 @@ def plain_logprobs(model: nn.Module, facts: Any, sequence: TokenSequence) -> Ten
     if grids:
         pixels = torch.cat([image.pixel_values_PD for image in sequence.images]).double()
         vision = {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}
-    logits = model(input_ids=ids, position_ids=torch.from_numpy(positions)[:, None], use_cache=False, **vision).logits[0]
+    logits = model(input_ids=ids, position_ids=torch.from_numpy(positions)[:, None], use_cache=False, **vision).logits[
+        0
+    ]
     logprobs = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
     return logprobs[torch.from_numpy(sequence.mask)[1:]]
 

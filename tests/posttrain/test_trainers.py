@@ -17,7 +17,10 @@ from posttrain.errors import ConfigError, DataError
 from posttrain.rollout.batches import RolloutBatches
 
 FLOAT32 = {"dtype": "float32"}
-ROWS = [{"messages": [{"role": "user", "content": f"{i}+1?"}, {"role": "assistant", "content": str(i + 1)}]} for i in range(6)]
+ROWS = [
+    {"messages": [{"role": "user", "content": f"{i}+1?"}, {"role": "assistant", "content": str(i + 1)}]}
+    for i in range(6)
+]
 PROMPTS = [{"prompt": f"What is {i}+1?", "answer": str(i + 1), "level": i} for i in range(6)]
 SFT: dict[str, Any] = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 2}
 RL: dict[str, Any] = {"steps": 2, "batch_size": 2, "group_size": 3, "max_new_tokens": 5, "learning_rate": 1e-3}
@@ -208,7 +211,9 @@ def test_wrong_arguments_are_one_sentence(tiny_text: Path, tmp_path: Path) -> No
         posttrain.SFTTrainer(str(tiny_text), "nowhere.jsonl", args, model_section=FLOAT32)
 
 
-def test_another_precision_in_the_same_process_is_one_sentence(tiny_text: Path, accelerator: Any, tmp_path: Path) -> None:
+def test_another_precision_in_the_same_process_is_one_sentence(
+    tiny_text: Path, accelerator: Any, tmp_path: Path
+) -> None:
     args = posttrain.SFTConfig(**SFT, output_dir=str(tmp_path))
     with pytest.raises(ConfigError, match="model.dtype is bfloat16, but this process computes in another precision"):
         posttrain.SFTTrainer(str(tiny_text), ROWS, args)

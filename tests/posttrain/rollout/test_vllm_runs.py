@@ -18,7 +18,7 @@ from posttrain.rollout.vllm_engine import VllmEngine
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
-def test_an_exported_adapter_is_served_with_the_log_probabilities_it_was_trained_with(load_tiny, tmp_path: Path) -> None:
+def test_an_exported_adapter_is_served_with_the_logprobs_it_was_trained_with(load_tiny, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     tiny = load_tiny(Family.QWEN3_VL)
     adapted = add_lora(load_model(tiny.folder), tiny.facts, rank=4, parts=("language", "merger", "vision"))
