@@ -32,15 +32,22 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of one variant over its repeats."""
+    """Seconds of one variant over its repeats, on the clock but for the last."""
 
     median_s: float
     min_s: float
     max_s: float
+    cpu_s: float
+    """Median of the processor time of all threads: unlike the others it leaves out waiting for a core."""
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Timing":
-        return cls(median_s=statistics.median(seconds), min_s=min(seconds), max_s=max(seconds))
+    def of(cls, seconds: Sequence[float], cpu_seconds: Sequence[float]) -> "Timing":
+        return cls(
+            median_s=statistics.median(seconds),
+            min_s=min(seconds),
+            max_s=max(seconds),
+            cpu_s=statistics.median(cpu_seconds),
+        )
 
     def __str__(self) -> str:
         return f"{self.median_s:.3f} ({self.min_s:.3f})"
@@ -74,14 +81,16 @@ def interleave(
     Each variant has run once before: the caller compares their results first, which also warms them up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, variant in variants.items():
             before(name)
             give_back_memory()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             variant()
             seconds[name].append(time.perf_counter() - start)
-    return {name: Timing.of(taken) for name, taken in seconds.items()}
+            cpu_seconds[name].append(time.process_time() - cpu_start)
+    return {name: Timing.of(seconds[name], cpu_seconds[name]) for name in variants}
 
 
 def peak_mib(step: Callable[[], object]) -> float:
@@ -154,7 +163,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
 
 
 def finish(name: str, figures: Mapping[str, object], cells: Sequence[Mapping[str, object]], *, quick: bool) -> None:
-    """Prints the figures as the last line, one JSON object, and writes results/NAME.json unless this is a quick check."""
+    """Prints the figures as the last line, one JSON object; writes results/NAME.json unless this is a quick check."""
     if not quick:
         RESULTS.mkdir(parents=True, exist_ok=True)
         kept = {

@@ -108,6 +108,7 @@ def main() -> None:
     figures: dict[str, object] = {
         "time_ratio_compact": round(chosen.time_ratio("compact"), 2),
         "time_ratio_plain": round(chosen.time_ratio("plain"), 2) if "plain" in chosen.times else None,
+        "cpu_time_ratio_compact": round(chosen.time_ratio("compact", "cpu_s"), 2),
         "memory_ratio_compact": round(chosen.memory_ratio("compact"), 2),
         "worst_gradient_error": cells[worst].error.worst,
         "worst_gradient_error_l2": max(m.error.l2 for m in cells.values()),
@@ -234,7 +235,17 @@ def _float64_loss(model: PreTrainedModel, facts: ModelFacts, sequence: TokenSequ
 
 
 def show_cells(cells: dict[Cell, Measured]) -> None:
-    columns = ("P / C / G", "plain s", "compact s", "ours s", "plain/ours", "compact/ours", "(minima)", "tokens")
+    columns = (
+        "P / C / G",
+        "plain s",
+        "compact s",
+        "ours s",
+        "plain/ours",
+        "compact/ours",
+        "(minima)",
+        "(cpu)",
+        "tokens",
+    )
     columns += ("MiB plain", "compact", "ours", "ratio", "loss error", "gradient", "L2")
     rows = []
     for cell, m in cells.items():
@@ -248,6 +259,7 @@ def show_cells(cells: dict[Cell, Measured]) -> None:
                 m.time_ratio("plain") if plain else "-",
                 m.time_ratio("compact"),
                 m.time_ratio("compact", "min_s"),
+                m.time_ratio("compact", "cpu_s"),
                 m.token_ratio,
                 round(m.mib["plain"]) if plain else "-",
                 round(m.mib["compact"]),

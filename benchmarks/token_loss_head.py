@@ -44,12 +44,13 @@ def main() -> None:
         "TRL s, median (min)",
         "ours s",
         "time",
+        "(cpu)",
         "TRL MiB",
         "ours MiB",
         "memory",
         "gradient error",
     )
-    keys = ("trl_s", "ours_s", "time_ratio", "trl_mib", "ours_mib", "memory_ratio", "gradient_error")
+    keys = ("trl_s", "ours_s", "time_ratio", "cpu_time_ratio", "trl_mib", "ours_mib", "memory_ratio", "gradient_error")
     rows = [(c["vocabulary"], c["hidden"], c["tokens"], *(c[key] for key in keys)) for c in cells]
     show("head: forward and backward", columns, rows)
     counted = [cell for cell in cells if cell["counted"]]
@@ -108,6 +109,7 @@ def measure(head: Head, repeats: int) -> dict[str, object]:
         "ours_s": str(times["ours"]),
         "time_ratio": round(times["trl"].median_s / times["ours"].median_s, 2),
         "time_ratio_of_minima": round(times["trl"].min_s / times["ours"].min_s, 2),
+        "cpu_time_ratio": round(times["trl"].cpu_s / times["ours"].cpu_s, 2),
         "trl_mib": round(memory["trl"]),
         "ours_mib": round(memory["ours"]),
         "memory_ratio": round(memory["trl"] / memory["ours"], 2),

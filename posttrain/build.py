@@ -374,6 +374,11 @@ class StageBuilder:
 
     def trainer(self, checkpoint: Checkpoint | None) -> Trainer:
         stage = self.stage
+        if stage.optimizer == "muon" and is_sharded(self.accelerator):
+            raise ConfigError(
+                f"stage '{self.title}': muon needs whole matrices, which FSDP and DeepSpeed cut into shards; "
+                "set its optimizer to adamw"
+            )
         if stage.gradient_checkpointing:
             self.loaded.policy.base_model.gradient_checkpointing_enable({"use_reentrant": False})
         recorder = None

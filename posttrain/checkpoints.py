@@ -83,12 +83,13 @@ def save_checkpoint(
         if accelerator.is_main_process:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            save_model(model, processor, scratch / "model", state_dict=inner_weights(weights))
+            save_model(model, processor, scratch / "model", state_dict=inner_weights(weights, model))
             if not sharded:
                 save_file(dict(optimizer_tensors(model, optimizers)), scratch / _OPTIMIZER)
         accelerator.wait_for_everyone()
         if sharded:
             accelerator.save_state(str(scratch / _SHARDED))
+            accelerator.wait_for_everyone()  # the folder is moved below: every process must have written into it
         if accelerator.is_main_process:
             state = {"step": step, "fingerprint": fingerprint}
             (scratch / _STATE).write_text(json.dumps(state), encoding="utf-8")
@@ -119,7 +120,7 @@ def save_weights(
     weights = accelerator.get_state_dict(wrapped) if is_sharded(accelerator) else None
     if accelerator.is_main_process:
         try:
-            save_model(model, processor, folder, state_dict=inner_weights(weights))
+            save_model(model, processor, folder, state_dict=inner_weights(weights, model))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"the trained model cannot be written to {folder} ({error}); free space and run again"
@@ -167,11 +168,13 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def inner_weights(weights: Mapping[str, Any] | None) -> Mapping[str, Tensor] | None:
-    """Weights of the packed policy under the names of the model inside it."""
+def inner_weights(weights: Mapping[str, Any] | None, model: PreTrainedModel | PeftModel) -> Mapping[str, Tensor] | None:
+    """Gathered weights of the packed policy under the names of the model inside it; a tied head is not repeated."""
     if weights is None:
         return None
-    return {name.removeprefix("module.").removeprefix("model."): value for name, value in weights.items()}
+    tied = model.all_tied_weights_keys if isinstance(model, PreTrainedModel) else {}
+    named = {name.removeprefix("module.").removeprefix("model."): value for name, value in weights.items()}
+    return {name: value for name, value in named.items() if name not in tied}
 
 
 def seed_everything(seed: int) -> None:

@@ -261,17 +261,16 @@ def command_line(tmp_path: Path) -> CommandLine:
     return CommandLine(tmp_path)
 
 
-@dataclass(frozen=True)
 class Tools:
     """Functions that several files of tests share (test files do not import each other)."""
 
-    sft_stage: Callable[..., dict[str, Any]] = staticmethod(sft_stage)
-    sapo_stage: Callable[..., dict[str, Any]] = staticmethod(sapo_stage)
-    metrics_of: Callable[[Path], list[dict[str, Any]]] = staticmethod(metrics_of)
-    weights_of: Callable[[Path], dict[str, torch.Tensor]] = staticmethod(weights_of)
-    equal_weights: Callable[[Path, Path], bool] = staticmethod(equal_weights)
-    GivenBatches: type[GivenBatches] = GivenBatches
-    MachineDied: type[MachineDied] = MachineDied
+    sft_stage = staticmethod(sft_stage)
+    sapo_stage = staticmethod(sapo_stage)
+    metrics_of = staticmethod(metrics_of)
+    weights_of = staticmethod(weights_of)
+    equal_weights = staticmethod(equal_weights)
+    GivenBatches = GivenBatches
+    MachineDied = MachineDied
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_a_folder_without_checkpoints_has_no_latest(tmp_path: Path) -> None:
 def test_a_damaged_state_is_named(state: str, tmp_path: Path) -> None:
     (tmp_path / "step-000001").mkdir()
     (tmp_path / "step-000001" / "state.json").write_text(state)
-    with pytest.raises(CheckpointError, match="step-000001 is damaged .*; delete that folder to resume from the one"):
+    with pytest.raises(CheckpointError, match=r"step-000001 is damaged .*; delete that folder to resume from the one"):
         latest_checkpoint(tmp_path)
 
 
@@ -115,6 +115,6 @@ def test_a_final_model_that_cannot_be_written_is_one_sentence(make_recipe: Any, 
     occupied = tmp_path / "stages" / "sft" / "final"
     occupied.mkdir(parents=True)
     (occupied / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="the trained model cannot be written to .*final"):
+    with pytest.raises(CheckpointError, match=r"the trained model cannot be written to .*final"):
         run_recipe(make_recipe(tmp_path, {"sft": tools.sft_stage(steps=1)}))
     assert (occupied / "notes.txt").read_text() == "mine"

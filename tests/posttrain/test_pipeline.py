@@ -27,7 +27,7 @@ EVALUATION = {
 
 @pytest.fixture(scope="module")
 def two_stages(tools: Any) -> dict[str, Any]:
-    """SFT, then SAPO with recomputed log-probabilities, KL and dropped groups: everything that a resume must restore."""
+    """SFT, then SAPO with recomputed log-probabilities, KL and dropped groups: all that a resume must restore."""
     return {
         "sft": tools.sft_stage(steps=4, optimizer="muon"),
         "sapo": tools.sapo_stage(steps=4, kl_coefficient=0.1, warmup_frac=0.5),
@@ -76,7 +76,7 @@ def test_a_run_leaves_its_manifest_metrics_report_and_a_model_that_transformers_
 ) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder, content = whole_run
+    folder, _ = whole_run
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["recipe"]["stages"].keys() == {"sft", "sapo"} and manifest["versions"]["torch"]
     assert "<html" in (folder / "report.html").read_text()[:500]
@@ -178,7 +178,7 @@ def test_other_settings_are_refused_with_a_sentence_and_before_anything_is_writt
     monkeypatch.undo()
     manifest = (tmp_path / "manifest.json").read_text()
     changed = {"sft": tools.sft_stage(learning_rate=7e-4)}
-    with pytest.raises(ConfigError, match="other settings than this recipe's; put them back .* --restart"):
+    with pytest.raises(ConfigError, match=r"other settings than this recipe's; put them back .* --restart"):
         run_recipe(make_recipe(tmp_path, changed))
     assert (tmp_path / "manifest.json").read_text() == manifest
     run_recipe(make_recipe(tmp_path))
@@ -265,7 +265,7 @@ def test_a_second_process_on_the_same_folder_is_refused(make_recipe: Callable[..
 
     with (
         RunFolder(tmp_path).lock(),
-        pytest.raises(ConfigError, match="another process is writing to .* choose another output_dir"),
+        pytest.raises(ConfigError, match=r"another process is writing to .* choose another output_dir"),
     ):
         run_recipe(make_recipe(tmp_path))
 
@@ -284,7 +284,7 @@ def test_an_rl_stage_without_rewards_and_rows_of_a_task_without_rewards_are_name
     with pytest.raises(ConfigError, match="stage 'rl' runs sapo and needs rewards"):
         run_recipe(make_recipe(tmp_path / "a", stages, rewards={}))
     only_maths = {"maths": {"rewards": [{"name": busy_reward}]}}
-    with pytest.raises(DataError, match="scenes-count-0:.* is of task 'count', which has no rewards.*: maths"):
+    with pytest.raises(DataError, match=r"scenes-count-0:.* is of task 'count', which has no rewards.*: maths"):
         run_recipe(make_recipe(tmp_path / "b", stages, rewards=only_maths))
 
 

@@ -72,7 +72,7 @@ def test_an_unknown_key_is_refused_by_its_path_with_the_nearest_key(
 
 def test_an_unknown_key_that_is_near_to_none_lists_the_keys(whole: dict[str, Any]) -> None:
     put(whole, "model.lora.xyz", 1)
-    with pytest.raises(ConfigError, match="'model.lora.xyz' is not a key; keys here are: alpha, dropout, parts, rank"):
+    with pytest.raises(ConfigError, match=r"'model.lora.xyz' is not a key; keys here are: alpha, dropout, parts, rank"):
         parse_recipe(whole)
 
 

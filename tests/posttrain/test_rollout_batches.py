@@ -1,4 +1,4 @@
-"""An RL step from prompts to sequences: groups, signals, verdicts that are missing, mini-batches, streams, references."""
+"""An RL step from prompts to sequences: groups, signals, missing verdicts, mini-batches, streams, references."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

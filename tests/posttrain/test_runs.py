@@ -48,18 +48,23 @@ def test_forgetting_all_leaves_nothing_and_needs_no_files(tmp_path: Path) -> Non
 
 
 def test_the_lock_is_released_at_the_end_also_of_an_error(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    with pytest.raises(RuntimeError), folder.lock():
-        with pytest.raises(ConfigError, match="another process is writing"), RunFolder(tmp_path / "run").lock():
-            pass
-        raise RuntimeError
-    with folder.lock():
+    folder, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+
+    def fails() -> None:
+        with folder.lock():
+            with pytest.raises(ConfigError, match="another process is writing"), second.lock():
+                pass
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    with second.lock():
         pass
 
 
 def test_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(ConfigError, match="output_dir .*run cannot be written"), RunFolder(tmp_path / "run").lock():
+    with pytest.raises(ConfigError, match=r"output_dir .*run cannot be written"), RunFolder(tmp_path / "run").lock():
         pass
 
 

@@ -295,7 +295,7 @@ def test_each_part_has_its_own_rate_and_frozen_parts_do_not_move(
     largest: dict[str, float] = {}
     for name, p in loaded.policy.model.named_parameters():
         part = part_of(name, loaded.facts).value
-        largest[part] = max(largest.get(part, 0.0), float((p - before[name]).abs().max()))
+        largest[part] = max(largest.get(part, 0.0), float((p.detach() - before[name]).abs().max()))
     assert largest["vision"] == 0.0
     assert largest["merger"] == pytest.approx(1e-5, rel=1.0)
     assert largest["language"] > 20 * largest["merger"]

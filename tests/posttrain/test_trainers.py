@@ -1,4 +1,4 @@
-"""Trainers from Python: models on disk and in memory, rows of every kind, adapters of both kinds, arguments that are wrong."""
+"""Trainers from Python: models on disk and in memory, rows and adapters of every kind, arguments that are wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -186,21 +186,21 @@ def test_wrong_arguments_are_one_sentence(tiny_text: Path, tmp_path: Path) -> No
         posttrain.SFTConfig(**SFT, learning_rat=1)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="give exactly one of 'steps' and 'epochs'"):
         posttrain.SAPOConfig(output_dir="x")
-    with pytest.raises(ConfigError, match="SAPOTrainer takes args of posttrain.SAPOConfig, got SFTConfig"):
+    with pytest.raises(ConfigError, match=r"SAPOTrainer takes args of posttrain.SAPOConfig, got SFTConfig"):
         posttrain.SAPOTrainer(str(tiny_text), busy, PROMPTS, args)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'dtyp' is not a key; did you mean 'dtype'"):
         posttrain.SFTTrainer(str(tiny_text), ROWS, args, model_section={"dtyp": "float32"})
     with pytest.raises(ConfigError, match="a model in memory needs its processor: pass processing_class"):
         posttrain.SFTTrainer(load_model(tiny_text), ROWS, args, model_section=FLOAT32)
+    with_data = posttrain.SFTConfig(**SFT, data=[{"path": "x.jsonl"}], output_dir=str(tmp_path))  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="give the rows as train_dataset"):
-        with_data = posttrain.SFTConfig(**SFT, data=[{"path": "x.jsonl"}], output_dir=str(tmp_path))  # type: ignore[list-item]
         posttrain.SFTTrainer(str(tiny_text), ROWS, with_data)
     rl = posttrain.SAPOConfig(**RL, output_dir=str(tmp_path))
     with pytest.raises(ConfigError, match=r"reward_funcs: there is no reward 'maths'; did you mean 'math'\?"):
         posttrain.SAPOTrainer(str(tiny_text), "maths", PROMPTS, rl, model_section=FLOAT32)
     with pytest.raises(ConfigError, match="1 rewards have 2 reward_weights"):
         posttrain.SAPOTrainer(str(tiny_text), busy, PROMPTS, rl, reward_weights=[1, 2], model_section=FLOAT32)
-    with pytest.raises(DataError, match="is a IterableDataset|is an IterableDataset"):
+    with pytest.raises(DataError, match=r"is a IterableDataset|is an IterableDataset"):
         posttrain.SFTTrainer(
             str(tiny_text),
             Dataset.from_list(ROWS).to_iterable_dataset(),  # type: ignore[arg-type]
@@ -215,5 +215,5 @@ def test_another_precision_in_the_same_process_is_one_sentence(
     tiny_text: Path, accelerator: Any, tmp_path: Path
 ) -> None:
     args = posttrain.SFTConfig(**SFT, output_dir=str(tmp_path))
-    with pytest.raises(ConfigError, match="model.dtype is bfloat16, but this process computes in another precision"):
+    with pytest.raises(ConfigError, match=r"model.dtype is bfloat16, but this process computes in another precision"):
         posttrain.SFTTrainer(str(tiny_text), ROWS, args)
