@@ -17,7 +17,13 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 Processing = ProcessorMixin | PreTrainedTokenizerBase
 
-_QUIET: dict[str, Any] = {"bf16": False, "use_cpu": True, "report_to": [], "disable_tqdm": True}
+_QUIET: dict[str, Any] = {
+    "bf16": False,
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+    "report_to": [],
+    "use_cpu": True,
+}
 
 
 @contextlib.contextmanager
@@ -40,7 +46,7 @@ def grpo_trainer(
 ) -> GRPOTrainer:
     """TRL's GRPOTrainer around `model`; `options` go to its GRPOConfig, or are `peft_config`. No reference model."""
     peft_config = options.pop("peft_config", None)
-    defaults: dict[str, Any] = {"loss_type": "sapo", "beta": 0.0, "gradient_checkpointing": False}
+    settings: dict[str, Any] = {**_QUIET, "loss_type": "sapo", "beta": 0.0, **options}
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
@@ -48,7 +54,7 @@ def grpo_trainer(
             output_dir=str(folder),
             per_device_train_batch_size=batch,
             num_generations=batch,
-            **(_QUIET | defaults | options),
+            **settings,
         ),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "hi"}]}] * 4),
         processing_class=processing,
@@ -63,6 +69,7 @@ def sft_trainer(
 ) -> SFTTrainer:
     """TRL's SFTTrainer around `model`; `options` go to its SFTConfig, or are `peft_config`."""
     peft_config = options.pop("peft_config", None)
+    settings: dict[str, Any] = {**_QUIET, "max_length": None, **options}
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     row = {"messages": talk} | (
         {"images": [Image.new("RGB", (64, 64))]} if isinstance(processing, ProcessorMixin) else {}
@@ -72,8 +79,7 @@ def sft_trainer(
         args=SFTConfig(
             output_dir=str(folder),
             per_device_train_batch_size=batch,
-            max_length=None,
-            **(_QUIET | {"gradient_checkpointing": False} | options),
+            **settings,
         ),
         train_dataset=Dataset.from_list([row] * 2),
         processing_class=processing,

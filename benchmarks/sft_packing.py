@@ -122,7 +122,9 @@ class Bench:
         total = 0.0
         with row_compaction(compact):
             for batch in batches:
-                loss = self.trainer.compute_loss(self.trainer.model, dict(batch), num_items_in_batch=self.num_trained)
+                loss = self.trainer.compute_loss(
+                    self.models["compact"], dict(batch), num_items_in_batch=self.num_trained
+                )
                 loss.backward()
                 total += float(loss.detach())
         return total

@@ -202,6 +202,20 @@ def budget_of(stage: AnyStage) -> Budget:
     return Budget(tokens=stage.tokens_per_microbatch, patches=stage.patches_per_microbatch)
 
 
+HOW_NOT_WHAT = frozenset(
+    {
+        "checkpoint_every",
+        "keep_checkpoints",
+        "record_trajectories",
+        "tokens_per_microbatch",
+        "patches_per_microbatch",
+        "gradient_checkpointing",
+    }
+)
+"""Keys of a stage that change memory, speed or what is kept, and no result beyond float rounding: a run that ran out of
+memory is resumed with a smaller micro-batch."""
+
+
 def fingerprint(*parts: BaseModel | Mapping[str, Any] | str | int) -> str:
     """Hash of settings: equal for equal settings, whatever their order."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]

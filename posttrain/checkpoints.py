@@ -1,7 +1,8 @@
-"""Training checkpoints: the model in its standard format, the optimiser as safetensors, and the step. No pickle.
+"""Training checkpoints: the model in its standard format, the optimiser as safetensors, and the step.
 
 Data order, sampling and learning rate are functions of the seed and the step, so nothing else is needed: a killed run
 goes on to the same losses. A checkpoint is written beside its place and moved there, whole or not at all.
+Nothing is pickled, but for what accelerate itself writes under FSDP and DeepSpeed.
 """
 
 import json

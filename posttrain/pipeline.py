@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from posttrain.build import (
+    HOW_NOT_WHAT,
     AnyStage,
     EngineRoom,
     Loaded,
@@ -128,7 +129,7 @@ def _fingerprints(recipe: Recipe) -> dict[str, str]:
     made_by = fingerprint(recipe.model, recipe.seed, rewards)
     found = {}
     for name, stage in recipe.stages.items():
-        found[name] = made_by = fingerprint(made_by, name, stage)
+        found[name] = made_by = fingerprint(made_by, name, stage.model_dump(mode="json", exclude=set(HOW_NOT_WHAT)))
     return found
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from transformers import PreTrainedModel
 
 from posttrain.build import (
+    HOW_NOT_WHAT,
     AnyStage,
     EngineRoom,
     Loaded,
@@ -139,7 +140,9 @@ class _StageTrainer(Generic[Arguments]):
         self.accelerator: Accelerator = make_accelerator(self._section, (), self.folder.path)
         self._stage_folder = self.folder.stage(self.name)
         self._fingerprint = fingerprint(
-            self._section, self.args.model_dump(mode="json", exclude={"output_dir"}), _plain(peft_config)
+            self._section,
+            self.args.model_dump(mode="json", exclude={"output_dir", *HOW_NOT_WHAT}),
+            _plain(peft_config),
         )
         checkpoint = resumable(self._stage_folder, self._fingerprint)
         seed_everything(self.args.seed)

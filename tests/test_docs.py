@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -119,25 +121,27 @@ def test_blocks_marked_run_do_run(document: Path) -> None:
 
 
 def test_trainers_of_the_readme_train_and_log_what_the_glossary_explains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    """With a tiny model, two steps each, in a folder with a train.jsonl."""
+    """With a tiny model, two steps each, in a folder with a train.jsonl, in a process of their own as a user's are."""
     from posttrain.model.families import Family
     from posttrain.model.tiny import build_tiny
 
     blocks = TINY_BLOCK.findall(text_of(ROOT / "README.md"))
     assert len(blocks) == 2
-    monkeypatch.chdir(tmp_path)
     build_tiny(Family.QWEN3_VL, tmp_path / "tiny")
     turns = [{"role": "user", "content": "What is 2+3?"}, {"role": "assistant", "content": "5"}]
     (tmp_path / "train.jsonl").write_text(json.dumps({"messages": turns, "answer": "5"}) + "\n", encoding="utf-8")
     small = {"steps": 2, "batch_size": 2, "group_size": 3, "max_new_tokens": 3}
+    program = ""
     for body in blocks:
         assert "Qwen/Qwen3-VL-2B-Instruct" in body
         body = body.replace("Qwen/Qwen3-VL-2B-Instruct", "tiny")
         for key, value in small.items():
             body = re.sub(rf"\b{key}=\d+", f"{key}={value}", body)
-        exec(compile(body, "README.md", "exec"), {"__name__": "document"})
+        program += f"{body}\n"
+    made = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
     logs = [tmp_path / "runs" / name / "stages" / name / "metrics.jsonl" for name in ("sft", "sapo")]
     logged = {key for log in logs for line in log.read_text(encoding="utf-8").splitlines() for key in json.loads(line)}
     assert {"nll", "reward", "zero_signal_frac"} <= logged
