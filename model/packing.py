@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .families import ModelFacts
-from .positions import image_spans, rope_positions
+from .positions import rope_positions
 from .sequences import ImagePatches, TokenSequence
 
 
@@ -111,6 +111,7 @@ def pack(sequences: Sequence[TokenSequence], facts: ModelFacts, budget: Budget) 
     Deterministic. Sequences with nothing to train on are left out. A group larger than the budget is split over rows,
     its prefix repeated in each. Raises ValueError where image tokens and patches differ.
     """
+    _check_streams(sequences)
     groups = [part for group in _groups(sequences, facts) for part in _split(group, sequences, budget)]
     groups.sort(key=lambda group: -group.tokens)
     bins: list[tuple[list[_Group], int, dict[str, int]]] = []
@@ -124,6 +125,13 @@ def pack(sequences: Sequence[TokenSequence], facts: ModelFacts, budget: Budget) 
         else:
             bins.append(([group], group.tokens, dict(group.images)))
     return [_row(members, sequences, facts) for members, _, _ in bins]
+
+
+def _check_streams(sequences: Sequence[TokenSequence]) -> None:
+    """Rows have one set of streams: raises ValueError naming a stream that only some sequences bring."""
+    names = [frozenset(sequence.streams) for sequence in sequences if sequence.mask.any()]
+    if odd := frozenset().union(*names) - frozenset.intersection(*names) if names else frozenset():
+        raise ValueError(f"only some of the sequences have the stream '{min(odd)}'; give it to all or to none")
 
 
 def _groups(sequences: Sequence[TokenSequence], facts: ModelFacts) -> Iterable[_Group]:
@@ -252,6 +260,3 @@ def _row(groups: Sequence[_Group], sequences: Sequence[TokenSequence], facts: Mo
             for name in names
         },
     )
-
-
-__all__ = ["Budget", "PackedRow", "Segment", "image_spans", "pack"]

@@ -239,3 +239,11 @@ def test_dtypes_are_checked():
 def test_an_image_that_does_not_fill_its_grid_cannot_be_made():
     with pytest.raises(ValueError, match="3 patches do not fill a grid of 1 x 2 x 2"):
         ImagePatches(pixel_values_PD=torch.zeros(3, 3), grid_thw=(1, 2, 2), key="x")
+
+
+def test_a_stream_that_only_some_sequences_have_is_named():
+    full = sequence([5, 6], [7, 8])
+    bare = dataclasses.replace(full, streams={})
+    assert full.streams
+    with pytest.raises(ValueError, match=f"only some of the sequences have the stream '{min(full.streams)}'"):
+        pack([full, bare], FACTS, NO_LIMIT)
