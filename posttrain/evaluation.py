@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -100,7 +100,8 @@ class Evaluation:
                     sums[unscored].append(float(verdict.value is None))
                     if verdict.value is not None:
                         sums[name].append(verdict.value)
-                shown += trajectories if temperature == self.temperatures[0] else []
+                    if temperature == self.temperatures[0]:
+                        shown.append(replace(trajectory, score=verdict))
         return shown
 
     def _likelihood(self, examples: Sequence[Example], policy: PackedPolicy, sums: dict[str, list[float]]) -> None:

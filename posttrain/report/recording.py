@@ -86,7 +86,7 @@ class TrajectoryRecorder:
             "step": step,
             "example": example.id,
             "task": example.task,
-            "messages": _messages(example.messages),
+            "messages": _messages(_asked(example.messages)),
             "images": [self._store(image) for image in example.images],
             "completion": trajectory.text,
             "status": str(trajectory.status),
@@ -137,6 +137,14 @@ def _reward(trajectory: "Trajectory") -> float:
     """Unscored ones count as the worst here, because here they are the most worth a look."""
     value = trajectory.score.value if trajectory.score else None
     return -math.inf if value is None else value
+
+
+def _asked(messages: Sequence["Message"]) -> Sequence["Message"]:
+    """What the policy saw: not the answer that a training row ends with."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return messages[:end]
 
 
 def _messages(messages: Sequence["Message"]) -> list[dict[str, Any]]:

@@ -59,6 +59,7 @@ def test_tasks_with_rewards_are_answered_and_others_measured_by_their_likelihood
         "nll/arith",
     }
     assert len(shown) == 4 and all(t.weights_version == 7 for t in shown), "the greedy answers"
+    assert all(t.score is not None and t.score.is_scored for t in shown)
     source, renderer = SceneSource(SceneSpec(task="arith")), workshop.renderer(loaded)
     sequences = [s for i in range(4) for s in renderer.render_training(source[i])]
     wanted = -torch.cat(loaded.policy.logprobs(sequences, Budget(tokens=10**6))).mean()

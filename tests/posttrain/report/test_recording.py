@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,18 @@ def test_what_was_recorded_renders(tmp_path: Path) -> None:
     recorder.record(1, [trajectory(), failed])
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "2 of 2 recorded" in html and "timed out; the tool died" in html and "predicted: red square" in html
+
+
+def test_the_answer_that_a_training_row_ends_with_is_not_shown_as_asked(tmp_path: Path) -> None:
+    asked = trajectory()
+    row = Example(
+        id="row",
+        task="ground",
+        messages=(*asked.example.messages, {"role": "assistant", "content": "a loose box"}),
+        images=asked.example.images,
+    )
+    TrajectoryRecorder(tmp_path).record(0, [replace(asked, example=row)])
+    assert [message["role"] for message in rows(tmp_path)[0]["messages"]] == ["system", "user"]
 
 
 def test_equal_images_are_one_file_and_large_ones_are_shrunk(tmp_path: Path) -> None:
