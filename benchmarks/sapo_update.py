@@ -86,12 +86,14 @@ class Measured:
 
 def main() -> None:
     parser = arguments(str(__doc__).splitlines()[0])
-    parser.add_argument("--cell", type=Cell.parse, help="one cell alone, as P/C/G; nothing is written")
+    parser.add_argument(
+        "--cells", type=Cell.parse, nargs="+", help="these cells alone, as P/C/G; written where 1024/64/8 is among them"
+    )
     options = parser.parse_args()
     settle(options)
     grid, headline = (QUICK if options.quick else GRID), HEADLINE
-    if options.cell:
-        grid, headline = (options.cell,), options.cell
+    if options.cells:
+        grid, headline = tuple(options.cells), HEADLINE if HEADLINE in options.cells else options.cells[0]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         cells = {}
@@ -118,7 +120,7 @@ def main() -> None:
         "sapo_update",
         figures,
         [record(cell, m) for cell, m in cells.items()],
-        quick=options.quick or options.cell is not None,
+        quick=options.quick or HEADLINE not in grid,
     )
 
 
