@@ -59,6 +59,10 @@ class PackedRow:
     """For each of the S sequences: its place in the list that was packed."""
     streams: Mapping[str, Tensor] = field(default_factory=dict)
     """Named [T] float32."""
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named [T, columns], of the dtype they came in."""
+    lane: int = 0
+    """The lane of all of the row's sequences."""
 
     @property
     def num_tokens(self) -> int:
@@ -90,6 +94,8 @@ class PackedRow:
             lengths_S=move(self.lengths_S),
             sequence_ids=self.sequence_ids,
             streams={name: move(stream) for name, stream in self.streams.items()},
+            tables={name: move(table) for name, table in self.tables.items()},
+            lane=self.lane,
         )
 
 
@@ -103,12 +109,13 @@ class _Group:
     tokens: int
     images: Mapping[str, int]
     """Patches of each distinct image, by key."""
+    lane: int
 
 
 def pack(sequences: Sequence[TokenSequence], facts: ModelFacts, budget: Budget) -> list[PackedRow]:
     """Rows that together hold every sequence with a trained token, under the budget; first-fit, longest first.
 
-    Deterministic. Sequences with nothing to train on are left out. A group larger than the budget is split over rows,
+    Deterministic. Sequences with nothing to train on are left out; rows hold one lane. A group larger than the budget is split over rows,
     its prefix repeated in each. Raises ValueError where image tokens and patches differ.
     """
     _check_streams(sequences)
@@ -118,6 +125,8 @@ def pack(sequences: Sequence[TokenSequence], facts: ModelFacts, budget: Budget) 
     for group in groups:
         for place, (members, tokens, images) in enumerate(bins):
             merged = {**images, **group.images}
+            if members[0].lane != group.lane:
+                continue
             if tokens + group.tokens <= budget.tokens and sum(merged.values()) <= budget.patches:
                 members.append(group)
                 bins[place] = (members, tokens + group.tokens, merged)
@@ -128,10 +137,14 @@ def pack(sequences: Sequence[TokenSequence], facts: ModelFacts, budget: Budget) 
 
 
 def _check_streams(sequences: Sequence[TokenSequence]) -> None:
-    """Rows have one set of streams: raises ValueError naming a stream that only some sequences bring."""
-    names = [frozenset(sequence.streams) for sequence in sequences if sequence.mask.any()]
-    if odd := frozenset().union(*names) - frozenset.intersection(*names) if names else frozenset():
-        raise ValueError(f"only some of the sequences have the stream '{min(odd)}'; give it to all or to none")
+    """Rows have one set of streams and tables: raises ValueError naming one that only some sequences bring."""
+    by_lane: dict[int, list[frozenset[str]]] = {}
+    for sequence in sequences:
+        if sequence.mask.any():
+            by_lane.setdefault(sequence.lane, []).append(frozenset(sequence.streams) | frozenset(sequence.tables))
+    for names in by_lane.values():
+        if odd := frozenset().union(*names) - frozenset.intersection(*names):
+            raise ValueError(f"only some of the sequences have the stream '{min(odd)}'; give it to all or to none")
 
 
 def _groups(sequences: Sequence[TokenSequence], facts: ModelFacts) -> Iterable[_Group]:
@@ -142,7 +155,8 @@ def _groups(sequences: Sequence[TokenSequence], facts: ModelFacts) -> Iterable[_
             continue
         prefix = sequence.token_ids[: sequence.prefix_length]
         held = _images_within(prefix, sequence, facts)
-        key: object = (prefix.tobytes(), *(image.key for image in sequence.images[:held])) if len(prefix) else place
+        shown = tuple(image.key for image in sequence.images[:held])
+        key: object = (sequence.lane, prefix.tobytes(), shown) if len(prefix) else place
         by_prefix.setdefault(key, []).append(place)
         prefix_images[key] = held
     for key, ids in by_prefix.items():
@@ -154,7 +168,12 @@ def _group(ids: Sequence[int], prefix_length: int, prefix_images: int, sequences
     tokens = prefix_length + sum(sequences[i].num_tokens - prefix_length for i in ids)
     images = {image.key: image.num_patches for i in ids for image in sequences[i].images}
     return _Group(
-        ids=tuple(ids), prefix_length=prefix_length, prefix_images=prefix_images, tokens=tokens, images=images
+        ids=tuple(ids),
+        prefix_length=prefix_length,
+        prefix_images=prefix_images,
+        tokens=tokens,
+        images=images,
+        lane=sequences[ids[0]].lane,
     )
 
 
@@ -259,4 +278,9 @@ def _row(groups: Sequence[_Group], sequences: Sequence[TokenSequence], facts: Mo
             )
             for name in names
         },
+        tables={
+            name: torch.from_numpy(np.concatenate([sequences[i].tables[name] for i in chosen]))
+            for name in sequences[chosen[0]].tables
+        },
+        lane=groups[0].lane,
     )

@@ -51,6 +51,10 @@ class TokenSequence:
     """Leading tokens that other sequences may share; none of them is trained on."""
     streams: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Named [T] float32: behaviour_logprobs, advantages, ... aligned with token_ids; read where mask is True."""
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Named [trained tokens, columns] of any dtype: what is too wide for a stream, for the trained tokens alone."""
+    lane: int = 0
+    """Sequences of different lanes never share a row: they are compared with different teachers."""
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
@@ -61,6 +65,9 @@ class TokenSequence:
         for name, stream in self.streams.items():
             if stream.shape != (n,):
                 raise ValueError(f"stream '{name}' has shape {stream.shape} for {n} tokens")
+        for name, table in self.tables.items():
+            if table.ndim != 2 or len(table) != self.mask.sum():
+                raise ValueError(f"table '{name}' has shape {table.shape} for {self.mask.sum()} trained tokens")
         if not 0 <= self.prefix_length <= n or self.mask[: self.prefix_length].any():
             raise ValueError(f"the first {self.prefix_length} tokens are a shared prefix and cannot be trained on")
         if n and self.mask[0]:

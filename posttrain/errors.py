@@ -21,5 +21,9 @@ class EngineError(PosttrainError, RuntimeError):
     """A rollout engine that is missing, misconfigured or has died."""
 
 
+class TeacherError(PosttrainError, RuntimeError):
+    """A teacher that cannot be asked, or whose scores cannot be trusted; nothing was trained on them."""
+
+
 class Interrupted(PosttrainError, KeyboardInterrupt):
     """Ctrl-C during training, after the state was saved; the text says how to resume."""
