@@ -1,7 +1,9 @@
-"""Losses as pure functions of tensors: SFT, SAPO with GRPO and GSPO beside it, advantages, reductions, diagnostics."""
+"""Losses as pure functions of tensors: SFT, distillation, SAPO with GRPO and GSPO beside it, advantages, reductions."""
 
 from .advantages import AdvantageKind, group_advantages, has_signal
 from .diagnostics import Average, average, gate_histogram, gate_metrics, log_ratio_metrics, rollout_gap_metrics
+from .distillation import distillation_advantages, distillation_metrics
+from .divergences import Divergence, divergence, forward_kl, jensen_shannon, reverse_kl
 from .grpo import clipped, grpo_token_losses
 from .gspo import gspo_token_losses, sequence_ratios
 from .ratios import k3_divergence, log_ratios, truncated_importance_weights
@@ -12,10 +14,15 @@ from .sft import sft_token_losses
 __all__ = [
     "AdvantageKind",
     "Average",
+    "Divergence",
     "Reduction",
     "average",
     "clipped",
     "denominator_of",
+    "distillation_advantages",
+    "distillation_metrics",
+    "divergence",
+    "forward_kl",
     "gate",
     "gate_histogram",
     "gate_metrics",
@@ -23,9 +30,11 @@ __all__ = [
     "grpo_token_losses",
     "gspo_token_losses",
     "has_signal",
+    "jensen_shannon",
     "k3_divergence",
     "log_ratio_metrics",
     "log_ratios",
+    "reverse_kl",
     "rollout_gap_metrics",
     "sapo_token_losses",
     "sequence_mean",

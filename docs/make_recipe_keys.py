@@ -1,4 +1,4 @@
-"""Writes docs/recipe-keys.md from the sections of posttrain/config.py: `python docs/make_recipe_keys.py`.
+"""Writes docs/recipe-keys.md from the sections of posttrain/config/: `python docs/make_recipe_keys.py`.
 
 A test compares the page with what this makes, so that no key is without its line.
 """
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from posttrain.config import (
+    AnswersStage,
     DataSection,
     EngineSection,
     EvaluationSection,
@@ -17,18 +18,23 @@ from posttrain.config import (
     GSPOStage,
     LoraSection,
     ModelSection,
+    OffPolicyDistillStage,
+    OnPolicyDistillStage,
     Recipe,
     RewardItem,
     SAPOStage,
     SceneSection,
     SFTStage,
     TaskSection,
+    TeacherSection,
 )
 
 PAGE = Path(__file__).resolve().parent / "recipe-keys.md"
-STAGE, POLICY = SFTStage.__mro__[1], SAPOStage.__mro__[1]
-"""What all stages share, and what all stages of RL share."""
-assert issubclass(STAGE, BaseModel) and issubclass(POLICY, BaseModel)
+TRAINING, POLICY, TAUGHT = SFTStage.__mro__[1], SAPOStage.__mro__[1], SAPOStage.__mro__[2]
+"""What all stages that train share, what all stages of RL share, and what all share that a teacher may join."""
+STAGE = AnswersStage.__mro__[1]
+"""What all stages share."""
+assert all(issubclass(section, BaseModel) for section in (STAGE, TRAINING, TAUGHT, POLICY))
 
 SECTIONS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] = (
     ("The recipe", "", Recipe, None),
@@ -36,14 +42,25 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
     ("model.lora", "", LoraSection, None),
     ("rewards.TASK", "", TaskSection, None),
     ("rewards.TASK.rewards", "A list; each entry has these keys.", RewardItem, None),
+    (
+        "teachers.NAME",
+        "Whom stages may ask; a teacher is local, a stage of this recipe, a server, or the student.",
+        TeacherSection,
+        None,
+    ),
     ("engine", "What samples rollouts and held-out answers.", EngineSection, None),
     ("evaluation", "", EvaluationSection, None),
     ("stages.NAME, every algorithm", "", STAGE, None),
-    ("stages.NAME with algorithm: sft", "", SFTStage, STAGE),
-    ("stages.NAME with algorithm: sapo, grpo or gspo", "Beside the keys of every algorithm:", POLICY, STAGE),
+    ("stages.NAME, every algorithm that trains", "All but `answers`:", TRAINING, STAGE),
+    ("stages.NAME with a teacher", "Every algorithm that trains, but `sft`:", TAUGHT, TRAINING),
+    ("stages.NAME with algorithm: sft", "", SFTStage, TRAINING),
+    ("stages.NAME with algorithm: distill_off_policy", "", OffPolicyDistillStage, TAUGHT),
+    ("stages.NAME with algorithm: distill_on_policy", "", OnPolicyDistillStage, TAUGHT),
+    ("stages.NAME with algorithm: sapo, grpo or gspo", "", POLICY, TAUGHT),
     ("stages.NAME with algorithm: sapo", "", SAPOStage, POLICY),
     ("stages.NAME with algorithm: grpo", "", GRPOStage, POLICY),
     ("stages.NAME with algorithm: gspo", "", GSPOStage, POLICY),
+    ("stages.NAME with algorithm: answers", "", AnswersStage, STAGE),
     ("A data source", "An entry of `stages.NAME.data` or of `evaluation.data`.", DataSection, None),
     ("scenes", "Drawn scenes instead of a file.", SceneSection, None),
 )
@@ -51,7 +68,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
 
 HEAD = """# Recipe keys
 
-Made from `posttrain/config.py` by `python docs/make_recipe_keys.py`. What a recipe is: [recipes.md](recipes.md).
+Made from `posttrain/config/` by `python docs/make_recipe_keys.py`. What a recipe is: [recipes.md](recipes.md).
 """
 
 

@@ -9,18 +9,21 @@ from torch import Tensor
 class Divergence(Protocol):
     """How far a student's distribution lies from a teacher's, over any set of outcomes that sums to one."""
 
-    def __call__(self, student_logprobs_NK: Tensor, teacher_logprobs_NK: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, student_logprobs_NK: Tensor, teacher_logprobs_NK: Tensor, workspace_3NK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """([N] values in nats, [N, K] their derivatives by the student's logits).
 
         Both arguments are normalised float32 log-probabilities: over a vocabulary, or over top-k buckets and a tail.
-        The derivatives are those through the softmax: each row sums to 0.
+        The derivatives are those through the softmax: each row sums to 0. The workspace is memory to work in, and to
+        return the derivatives in: a head asks for thousands of small slices, and owns them until it asks again.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseReference:
-    """Another model's whole distribution, as the hidden states and the head that make it: logits come chunk by chunk."""
+    """Another model's whole distribution, as the hidden states and the head that make it chunk by chunk."""
 
     hidden_TH: Tensor
     """Its last hidden states at the positions that predict the T trained tokens; H is its own. No gradient."""

@@ -115,8 +115,8 @@ class _Group:
 def pack(sequences: Sequence[TokenSequence], facts: ModelFacts, budget: Budget) -> list[PackedRow]:
     """Rows that together hold every sequence with a trained token, under the budget; first-fit, longest first.
 
-    Deterministic. Sequences with nothing to train on are left out; rows hold one lane. A group larger than the budget is split over rows,
-    its prefix repeated in each. Raises ValueError where image tokens and patches differ.
+    Deterministic. Sequences with nothing to train on are left out; a row holds one lane. A group larger than the budget
+    is split over rows, its prefix repeated in each. Raises ValueError where image tokens and patches differ.
     """
     _check_streams(sequences)
     groups = [part for group in _groups(sequences, facts) for part in _split(group, sequences, budget)]

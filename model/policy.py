@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from .attention import ATTENTION_NAME, Kernel, RowAttention, default_kernel
 from .families import ModelFacts
 from .head import HeadOutput, TokenLoss, token_loss_head
+from .matching import Matching
 from .packing import Budget, PackedRow, pack
 from .sequences import ImagePatches, TokenSequence
+from .top_logprobs import TopLogprobs, top_logprobs
 from .vision import ImageFeatures, language_inputs, run_tower
 
 
@@ -91,17 +93,35 @@ class PackedPolicy(nn.Module):
         return not any(p.requires_grad for p in self.base_model.model.visual.parameters())
 
     def forward(
-        self, row: PackedRow, token_loss: TokenLoss, *, temperature: float = 1.0, separable: bool = True
+        self,
+        row: PackedRow,
+        token_loss: TokenLoss,
+        *,
+        temperature: float = 1.0,
+        separable: bool = True,
+        matching: Matching | None = None,
     ) -> HeadOutput:
-        """The sum of `token_loss` over the row's trained tokens, with their log-probabilities, [T] each."""
+        """The sum of `token_loss` over the row's trained tokens, with their log-probabilities, [T] each.
+
+        matching: adds divergences from another model's distribution of the same tokens.
+        """
         hidden_TH = self.hidden_states(row)
-        head = self.base_model.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        weight_VH = head.weight
         with torch.autocast(hidden_TH.device.type, enabled=False):
             return token_loss_head(
-                hidden_TH, weight_VH, row.targets_T, token_loss, temperature=temperature, separable=separable
+                hidden_TH,
+                self._head_weight,
+                row.targets_T,
+                token_loss,
+                temperature=temperature,
+                separable=separable,
+                matching=matching,
             )
+
+    @property
+    def _head_weight(self) -> Tensor:
+        head = self.base_model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return head.weight
 
     def hidden_states(self, row: PackedRow) -> Tensor:
         """[T, H] last hidden states at the positions that predict the row's trained tokens."""
@@ -167,6 +187,25 @@ class PackedPolicy(nn.Module):
             parts = output.logprobs_T.cpu().split(row.lengths_S.tolist())
             for place, part in zip(row.sequence_ids, parts, strict=True):
                 found[place] = part
+        return found
+
+    @torch.no_grad()
+    def top_logprobs(self, sequences: Sequence[TokenSequence], budget: Budget, k: int) -> list[TopLogprobs]:
+        """For each sequence, the k likeliest tokens in the place of each of its trained tokens, on the CPU.
+
+        For models whose weights are whole on this rank: a forward pass of its own, which sharding does not gather for.
+        """
+        device = next(self.model.parameters()).device
+        none = TopLogprobs(torch.empty(0, k, dtype=torch.int32), torch.empty(0, k), torch.empty(0), torch.empty(0))
+        found = [none] * len(sequences)
+        for row in pack(sequences, self.facts, budget):
+            row = row.to(device)
+            hidden_TH = self.hidden_states(row)
+            with torch.autocast(device.type, enabled=False):
+                top = top_logprobs(hidden_TH, self._head_weight, row.targets_T, k)
+            parts = zip(*(field.cpu().split(row.lengths_S.tolist()) for field in top), strict=True)
+            for place, part in zip(row.sequence_ids, parts, strict=True):
+                found[place] = TopLogprobs(*part)
         return found
 
 

@@ -7,10 +7,13 @@ from posttrain._torchvision_cpu import install as _install_torchvision_guard
 
 if TYPE_CHECKING:
     from posttrain.trainers import (
+        DistillationConfig,
+        DistillationTrainer,
         GRPOConfig,
         GRPOTrainer,
         GSPOConfig,
         GSPOTrainer,
+        OffPolicyDistillationConfig,
         SAPOConfig,
         SAPOTrainer,
         SFTConfig,
@@ -26,10 +29,13 @@ if (_root / "rewards").is_dir() and (_root / "pyproject.toml").is_file():
 _install_torchvision_guard()
 
 __all__ = [
+    "DistillationConfig",
+    "DistillationTrainer",
     "GRPOConfig",
     "GRPOTrainer",
     "GSPOConfig",
     "GSPOTrainer",
+    "OffPolicyDistillationConfig",
     "SAPOConfig",
     "SAPOTrainer",
     "SFTConfig",

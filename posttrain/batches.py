@@ -32,31 +32,76 @@ class BatchSource(Protocol):
         ...
 
 
+class Annotate(Protocol):
+    """Adds to sequences what somebody else says of them, such as a teacher."""
+
+    @property
+    def overlaps(self) -> bool:
+        """True where it leaves this process's devices alone: it may run in a thread while a step trains."""
+        ...
+
+    def annotate(
+        self, tasks: Sequence[str], sequences: Sequence[TokenSequence]
+    ) -> tuple[list[TokenSequence | None], Mapping[str, Average]]:
+        """The sequences in their order, None for one that must be left out, and metrics of that."""
+        ...
+
+
 class SupervisedBatches:
     """Rendered examples of a mixture; the next step's are rendered in a thread while this one trains."""
 
-    def __init__(self, mixture: Mixture, renderer: Renderer, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self._mixture, self._renderer = mixture, renderer
+    def __init__(
+        self,
+        mixture: Mixture,
+        renderer: Renderer,
+        *,
+        batch_size: int,
+        annotate: Annotate | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._mixture, self._renderer, self._annotate = mixture, renderer, annotate
         self._batch_size, self._rank, self._world = batch_size, rank, world
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
-        self._ahead: tuple[int, Future[StepBatch]] | None = None
+        self._ahead: tuple[int, Future[_Rendered]] | None = None
 
     def batch(self, step: int) -> StepBatch:
-        ready = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self._render(step)
-        self._ahead = (step + 1, self._thread.submit(self._render, step + 1))
-        return ready
+        ready = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self._prepare(step)
+        self._ahead = (step + 1, self._thread.submit(self._prepare, step + 1))
+        if self._annotate is not None and not self._annotate.overlaps:
+            ready = _annotated(ready, self._annotate)
+        return StepBatch(mini_batches=[[s for s in ready.sequences if s is not None]], metrics=ready.metrics)
 
-    def _render(self, step: int) -> StepBatch:
+    def _prepare(self, step: int) -> "_Rendered":
+        rendered = self._render(step)
+        if self._annotate is not None and self._annotate.overlaps:
+            rendered = _annotated(rendered, self._annotate)
+        return rendered
+
+    def _render(self, step: int) -> "_Rendered":
         examples = self._mixture.examples(step, self._batch_size, self._rank, self._world)
+        tasks: list[str] = []
         sequences: list[TokenSequence] = []
         dropped = 0
         for example in examples:
             try:
-                sequences += self._renderer.render_training(example)
+                made = self._renderer.render_training(example)
+                sequences += made
+                tasks += [example.task] * len(made)
             except TooLong as error:
                 dropped += 1
                 _log.warning("dropped: %s", error)
-        return StepBatch(
-            mini_batches=[sequences],
-            metrics={"dropped_frac": Average(total=float(dropped), count=float(len(examples)))},
-        )
+        dropped_frac = Average(total=float(dropped), count=float(len(examples)))
+        return _Rendered(tasks=tasks, sequences=sequences, metrics={"dropped_frac": dropped_frac})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rendered:
+    tasks: Sequence[str]
+    sequences: Sequence[TokenSequence | None]
+    metrics: Mapping[str, Average]
+
+
+def _annotated(rendered: _Rendered, annotate: Annotate) -> _Rendered:
+    sequences, metrics = annotate.annotate(rendered.tasks, [s for s in rendered.sequences if s is not None])
+    return _Rendered(tasks=rendered.tasks, sequences=sequences, metrics={**rendered.metrics, **metrics})

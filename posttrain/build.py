@@ -10,129 +10,41 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
 from pydantic import BaseModel
-from transformers import PreTrainedTokenizerBase
 
-from posttrain.algorithms import AdvantageKind, Reduction
+from posttrain.algorithms import AdvantageKind, Reduction, divergence
 from posttrain.batches import BatchSource, SupervisedBatches
 from posttrain.checkpoints import Checkpoint, is_sharded, latest_checkpoint
 from posttrain.config import (
+    AnswersStage,
     DataSection,
-    EngineSection,
     EvaluationSection,
     ModelSection,
+    OffPolicyDistillStage,
+    OnPolicyDistillStage,
     PolicyStage,
     Recipe,
     SFTStage,
     TaskSection,
+    TrainingStage,
 )
 from posttrain.data import DataSource, Mixture, Renderer, SceneSource, SceneSpec, SourceSpec, open_source
-from posttrain.errors import CheckpointError, ConfigError
+from posttrain.distillation import Distillation
+from posttrain.errors import ConfigError
 from posttrain.evaluation import Evaluation
-from posttrain.model import Budget, ModelFacts, PackedPolicy, TokenSequence, facts_of
-from posttrain.model.attention import Kernel
-from posttrain.model.loading import ModelLoadError, Processor, load_model, load_processor
-from posttrain.model.lora import adapters_off, add_lora
+from posttrain.loaded import Loaded, load
+from posttrain.model import Budget, TokenSequence
+from posttrain.model.lora import adapters_off
 from posttrain.model.parts import PartCount, freeze
 from posttrain.objectives import Grpo, Gspo, Objective, PolicyGradient, Sapo, Supervised, Surrogate
 from posttrain.report import TrajectoryRecorder
 from posttrain.rewards import RewardTable, TaskRewards, WeightedReward, make_reward
-from posttrain.rollout.batches import RolloutBatches, RolloutSettings
-from posttrain.rollout.engine import Engine
+from posttrain.rollout.batches import ReferenceLogprobs, RolloutBatches, RolloutSettings, TeacherLogprobs
+from posttrain.rollout.engine_room import EngineRoom
 from posttrain.runs import StageFolder
+from posttrain.teachers.table import TeacherTable
 from posttrain.trainer import Trainer, TrainingSettings
-
-AnyStage = SFTStage | PolicyStage
-
-
-@dataclass
-class Loaded:
-    """A checkpoint in memory: what every part of a stage shares."""
-
-    policy: PackedPolicy
-    processor: Processor
-    facts: ModelFacts
-    path: Path | str
-    """Where it came from; an engine of its own starts from here."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return tokenizer_of(self.processor)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of tokens with the markup (thoughts, tool calls) left in."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
-
-
-def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
-    return processor if isinstance(processor, PreTrainedTokenizerBase) else processor.tokenizer  # pyright: ignore
-
-
-def make_accelerator(model: ModelSection, trackers: Sequence[str], folder: Path) -> Accelerator:
-    """The one accelerator of a process, from `accelerate launch`'s environment."""
-    try:
-        return Accelerator(
-            mixed_precision="bf16" if model.dtype == "bfloat16" else "no",
-            log_with=list(trackers) or None,  # pyright: ignore[reportArgumentType]
-            project_dir=str(folder),
-        )
-    except ValueError as error:
-        if "already been initialized" not in str(error):
-            raise
-        raise ConfigError(
-            f"model.dtype is {model.dtype}, but this process computes in another precision already; use that one, or "
-            "start a new process"
-        ) from error
-
-
-def load(section: ModelSection, path: Path | str, accelerator: Accelerator, *, trained: bool = True) -> Loaded:
-    """The model at `path` with the section's adapters, ready to train or only to be asked.
-
-    Weights that are trained in full are kept in float32 and computed in the section's dtype by autocast; under adapters
-    the frozen weights are in that dtype and the adapters in float32.
-    """
-    dtype = torch.float32 if section.lora is None and trained else getattr(torch, section.dtype)
-    try:
-        model = load_model(
-            path,
-            dtype=dtype,
-            device=accelerator.device,
-            revision=section.revision,
-            trust_remote_code=section.trust_remote_code,
-            is_trainable=True,
-        )
-        processor = load_processor(path, revision=section.revision, trust_remote_code=section.trust_remote_code)
-        inner = model.get_base_model() if isinstance(model, PeftModel) else model
-        facts = facts_of(inner.config, tokenizer_of(processor), inner.generation_config)  # pyright: ignore
-        if section.lora is not None and not isinstance(model, PeftModel):
-            model = add_lora(
-                model,
-                facts,
-                rank=section.lora.rank,
-                alpha=section.lora.alpha,
-                dropout=section.lora.dropout,
-                parts=section.lora.parts,
-                float32=not is_sharded(accelerator),
-            )
-    except ModelLoadError as error:
-        raise CheckpointError(str(error)) from error
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    kernel = None if section.attention == "auto" else Kernel(section.attention)
-    policy = PackedPolicy(model, facts, kernel=kernel)
-    prepare_sharding(accelerator, facts)
-    return Loaded(policy=policy, processor=processor, facts=facts, path=path)
-
-
-def prepare_sharding(accelerator: Accelerator, facts: ModelFacts) -> None:
-    """Tells FSDP which layers to keep whole, where the launch configuration did not."""
-    if accelerator.distributed_type is not DistributedType.FSDP:
-        return
-    plugin = accelerator.state.fsdp_plugin
-    if isinstance(plugin, FullyShardedDataParallelPlugin) and plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = list(facts.anatomy.no_split_layers)
 
 
 def make_source(section: DataSection) -> DataSource:
@@ -196,7 +108,7 @@ def make_renderer(section: ModelSection, loaded: Loaded, max_length: int) -> Ren
     )
 
 
-def budget_of(stage: AnyStage) -> Budget:
+def budget_of(stage: TrainingStage) -> Budget:
     if stage.patches_per_microbatch is None:
         return Budget(tokens=stage.tokens_per_microbatch)
     return Budget(tokens=stage.tokens_per_microbatch, patches=stage.patches_per_microbatch)
@@ -222,11 +134,35 @@ def fingerprint(*parts: BaseModel | Mapping[str, Any] | str | int) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def objective_of(stage: AnyStage) -> Objective:
-    """The loss of a stage. A new algorithm is one more line here."""
+def objective_of(stage: TrainingStage, teachers: TeacherTable | None = None) -> Objective:
+    """The loss of a stage. A new algorithm is one more line here.
+
+    teachers: wanted where the stage's `distill_coefficient` is above 0.
+    """
     if isinstance(stage, SFTStage):
         return Supervised(reduction=Reduction(stage.reduction))
-    return PolicyGradient(
+    own, weight = _own_objective(stage)
+    if not stage.distill_coefficient:
+        return own
+    if teachers is None:
+        raise ConfigError(f"{stage.algorithm} with distill_coefficient {stage.distill_coefficient} needs a teacher")
+    return Distillation(
+        divergence=divergence(stage.beta),
+        reference=teachers.reference,
+        coefficient=stage.distill_coefficient,
+        top_k=stage.top_k,
+        support=stage.support,
+        beside=own,
+        beside_coefficient=weight,
+    )
+
+
+def _own_objective(stage: PolicyStage | OffPolicyDistillStage | OnPolicyDistillStage) -> tuple[Objective, float]:
+    """What a stage minimises beside its teacher's divergence, and the weight of that."""
+    if isinstance(stage, (OffPolicyDistillStage, OnPolicyDistillStage)):
+        supervised = Supervised(reduction=Reduction(stage.reduction), temperature=stage.temperature)
+        return supervised, stage.sft_coefficient if isinstance(stage, OffPolicyDistillStage) else 0.0
+    gradient = PolicyGradient(
         surrogate=_SURROGATES[stage.algorithm](stage),
         reduction=Reduction(stage.reduction),
         constant_length=stage.max_new_tokens,
@@ -234,6 +170,7 @@ def objective_of(stage: AnyStage) -> Objective:
         kl_coefficient=stage.kl_coefficient,
         importance_cap=stage.importance_cap,
     )
+    return gradient, 1.0
 
 
 _SURROGATES: Mapping[str, Callable[[Any], Surrogate]] = {
@@ -243,70 +180,12 @@ _SURROGATES: Mapping[str, Callable[[Any], Surrogate]] = {
 }
 
 
-class EngineRoom:
-    """The run's engine: made once, on the first rollout or evaluation, and handed from stage to stage."""
-
-    def __init__(self, section: EngineSection, model: ModelSection, seed: int, accelerator: Accelerator) -> None:
-        self._section, self._model, self._seed, self._accelerator = section, model, seed, accelerator
-        self._vllm: Engine | None = None
-
-    def engine_for(self, loaded: Loaded) -> Engine:
-        section = self._section
-        if section.kind == "transformers":
-            if is_sharded(self._accelerator):
-                raise ConfigError(
-                    "engine.kind 'transformers' samples from the trained model, which FSDP and DeepSpeed cut into "
-                    "shards; set engine.kind to 'vllm'"
-                )
-            from posttrain.rollout.transformers_engine import TransformersEngine
-
-            return TransformersEngine(
-                loaded.policy,
-                loaded.facts,
-                max_batch_tokens=section.max_batch_tokens,
-                vocab_limit=len(loaded.tokenizer),
-            )
-        if self._vllm is None:
-            from posttrain.rollout.vllm_engine import VllmEngine
-
-            engine: Engine = VllmEngine(
-                _base_folder(loaded),
-                loaded.facts,
-                loaded.processor if loaded.facts.has_vision else None,  # pyright: ignore[reportArgumentType]
-                dtype=self._model.dtype,
-                max_model_len=section.max_model_len,
-                max_images=section.max_images,
-                max_num_seqs=section.max_num_seqs,
-                gpu_memory_utilization=section.gpu_memory_utilization,
-                tensor_parallel_size=section.tensor_parallel_size,
-                enforce_eager=section.enforce_eager,
-                enable_sleep=section.sleep and self._accelerator.device.type == "cuda",
-                seed=self._seed,
-            )
-            self._vllm = engine
-        return self._vllm
-
-    def close(self) -> None:
-        if self._vllm is not None:
-            self._vllm.close()
-            self._vllm = None
-
-
-def _base_folder(loaded: Loaded) -> Path | str:
-    """What an engine of its own can start from: the base model of an adapter."""
-    model = loaded.policy.model
-    if isinstance(model, PeftModel):
-        base = model.peft_config["default"].base_model_name_or_path
-        return base or loaded.path
-    return loaded.path
-
-
 @dataclass
 class StageBuilder:
     """Makes the trainer of one stage from its section."""
 
     recipe_model: ModelSection
-    stage: AnyStage
+    stage: TrainingStage
     seed: int
     loaded: Loaded
     start: Path | str
@@ -317,6 +196,8 @@ class StageBuilder:
     folder: StageFolder
     fingerprint: str
     title: str
+    teachers: TeacherTable | None = None
+    """Of a stage that asks one."""
     mixture: Mixture | None = None
     """Given by Python callers, who have data and no section."""
 
@@ -341,38 +222,50 @@ class StageBuilder:
         stage, accelerator = self.stage, self.accelerator
         renderer = make_renderer(self.recipe_model, self.loaded, stage.max_length)
         rank, world = accelerator.process_index, accelerator.num_processes
-        if isinstance(stage, SFTStage):
-            return SupervisedBatches(self.sources, renderer, batch_size=stage.batch_size, rank=rank, world=world)
-        if self.rewards is None:
-            raise ConfigError(f"stage '{self.title}' runs {stage.algorithm} and needs rewards: add a 'rewards' section")
+        if isinstance(stage, (SFTStage, OffPolicyDistillStage)):
+            return SupervisedBatches(
+                self.sources,
+                renderer,
+                batch_size=stage.batch_size,
+                annotate=self.teachers,
+                rank=rank,
+                world=world,
+            )
         return RolloutBatches(
             mixture=self.sources,
             renderer=renderer,
             engine=self.engines.engine_for(self.loaded),
-            rewards=self.rewards,
+            rewards=self._rewards(stage),
             policy=self.loaded.policy,
             budget=budget_of(stage),
-            settings=RolloutSettings(
-                batch_size=stage.batch_size,
-                group_size=stage.group_size,
-                mini_batches=stage.mini_batches,
-                max_new_tokens=stage.max_new_tokens,
-                temperature=stage.temperature,
-                advantage=AdvantageKind(stage.advantage),
-                recompute_logprobs=stage.importance_cap is not None,
-                zero_signal=stage.zero_signal,
-                resample_limit=stage.resample_limit,
-                seed=self.seed,
-            ),
+            settings=_rollout_settings(stage, self.seed),
             decode=self.loaded.decode,
-            reference_logprobs=self._reference(stage) if stage.kl_coefficient else None,
+            reference_logprobs=self._reference(stage),
+            teacher_logprobs=self._teacher_logprobs(stage),
+            annotate=self.teachers if stage.distill_coefficient else None,
             rank=rank,
             world=world,
             autocast=lambda: accelerator.autocast(),
         )
 
-    def _reference(self, stage: PolicyStage) -> Callable[[Sequence[TokenSequence]], list[torch.Tensor]]:
+    def _rewards(self, stage: PolicyStage | OnPolicyDistillStage) -> RewardTable | None:
+        """What scores the rollouts; not asked where the teacher alone judges them."""
+        if isinstance(stage, OnPolicyDistillStage):
+            return None
+        if self.rewards is None and not stage.teacher_advantage:
+            raise ConfigError(f"stage '{self.title}' runs {stage.algorithm} and needs rewards: add a 'rewards' section")
+        return self.rewards
+
+    def _teacher_logprobs(self, stage: PolicyStage | OnPolicyDistillStage) -> TeacherLogprobs | None:
+        if isinstance(stage, OnPolicyDistillStage) or not stage.teacher_advantage:
+            return None
+        assert self.teachers is not None
+        return self.teachers.logprobs
+
+    def _reference(self, stage: PolicyStage | OnPolicyDistillStage) -> ReferenceLogprobs | None:
         """Log-probabilities of the policy without its adapters, or of the one that the stage started from."""
+        if isinstance(stage, OnPolicyDistillStage) or not stage.kl_coefficient:
+            return None
         policy, budget = self.loaded.policy, budget_of(stage)
         if isinstance(policy.model, PeftModel):
 
@@ -406,7 +299,7 @@ class StageBuilder:
         return Trainer(
             policy=self.loaded.policy,
             processor=self.loaded.processor,
-            objective=objective_of(stage),
+            objective=objective_of(stage, self.teachers),
             batches=self.batches(),
             settings=TrainingSettings(
                 steps=self.steps,
@@ -433,6 +326,24 @@ class StageBuilder:
         )
 
 
+def _rollout_settings(stage: PolicyStage | OnPolicyDistillStage, seed: int) -> RolloutSettings:
+    taught_alone = isinstance(stage, OnPolicyDistillStage)
+    return RolloutSettings(
+        batch_size=stage.batch_size,
+        group_size=stage.group_size,
+        mini_batches=stage.mini_batches,
+        max_new_tokens=stage.max_new_tokens,
+        temperature=stage.temperature,
+        advantage=AdvantageKind.GRPO if taught_alone else AdvantageKind(stage.advantage),
+        recompute_logprobs=not taught_alone and stage.importance_cap is not None,
+        zero_signal="keep" if taught_alone else stage.zero_signal,
+        resample_limit=0 if taught_alone else stage.resample_limit,
+        seed=seed,
+        without_score=stage.distill_coefficient > 0,
+        teacher_advantage=0.0 if taught_alone else stage.teacher_advantage,
+    )
+
+
 def resumable(folder: StageFolder, wanted: str) -> Checkpoint | None:
     """The stage's newest checkpoint. Raises ConfigError where other settings made it."""
     checkpoint = latest_checkpoint(folder.checkpoints)
@@ -447,6 +358,7 @@ def resumable(folder: StageFolder, wanted: str) -> Checkpoint | None:
 def make_evaluation(
     section: EvaluationSection,
     recipe: Recipe,
+    model: ModelSection,
     loaded: Loaded,
     engines: EngineRoom,
     rewards: RewardTable | None,
@@ -454,16 +366,17 @@ def make_evaluation(
 ) -> Evaluation:
     sources = {str(place): make_source(data) for place, data in enumerate(section.data)}
     longest = max(stage.max_length for stage in recipe.stages.values())
+    training = [stage for stage in recipe.stages.values() if not isinstance(stage, AnswersStage)]
     return Evaluation(
         sources=sources,
-        renderer=make_renderer(recipe.model, loaded, longest),
+        renderer=make_renderer(model, loaded, longest),
         engine=engines.engine_for(loaded) if rewards is not None else None,
         rewards=rewards,
         num_examples=section.num_examples,
         temperatures=section.temperatures,
         max_new_tokens=section.max_new_tokens,
         batch_size=section.batch_size,
-        budget=budget_of(next(iter(recipe.stages.values()))),
+        budget=budget_of(training[0]) if training else Budget(tokens=8192),
         decode=loaded.decode,
         seed=recipe.seed,
         autocast=lambda: accelerator.autocast(),

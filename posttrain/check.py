@@ -1,30 +1,37 @@
 """Checks a recipe before it costs anything: its keys, its data, its references, and what it will take."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from accelerate import Accelerator
 from rich.table import Table
 
-from posttrain.build import (
-    AnyStage,
-    Loaded,
-    load,
-    make_accelerator,
-    make_renderer,
-    make_rewards,
-    make_source,
-    objective_of,
+from posttrain.build import make_renderer, make_rewards, make_source
+from posttrain.config import (
+    AnswersStage,
+    DataSection,
+    GRPOStage,
+    GSPOStage,
+    ModelSection,
+    OffPolicyDistillStage,
+    OnPolicyDistillStage,
+    Recipe,
+    SAPOStage,
+    SFTStage,
+    Stage,
+    routes_of,
 )
-from posttrain.config import Recipe, SFTStage
-from posttrain.data import DataSource, Mixture, TooLong, corpus
-from posttrain.errors import DataError
-from posttrain.model.families import Family
+from posttrain.data import DataSource, Mixture, TooLong
+from posttrain.errors import ConfigError, DataError, TeacherError
+from posttrain.lineage import make_tiny, origins
+from posttrain.loaded import Loaded, load, make_accelerator
 from posttrain.model.parts import freeze
-from posttrain.model.tiny import build_tiny
 from posttrain.rewards import RewardTable
+from posttrain.teachers.room import TeacherRoom
 
 _MANY_PROBLEMS = 20
 
@@ -61,13 +68,18 @@ def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
     with TemporaryDirectory(prefix="posttrain-check-") as scratch:
         accelerator = make_accelerator(recipe.model, (), Path(scratch))
-        start: Path | str = recipe.model.path or build_tiny(
-            Family(str(recipe.model.tiny)), Path(scratch) / "model", seed=recipe.seed, corpus=corpus(1500, seed=0)
-        )
-        loaded = load(recipe.model, start, accelerator)
         estimates = []
+        origin = origins(recipe)
+        model: ModelSection | None = None
+        loaded: Loaded | None = None
         for name, stage in recipe.stages.items():
-            estimates.append(_check_stage(recipe, name, stage, loaded, rewards, rows, problems))
+            wanted = origin[name].model if name in origin else recipe.model
+            if loaded is None or wanted != model:
+                model = wanted
+                start = model.path or make_tiny(model, Path(scratch) / name, seed=recipe.seed)
+                loaded = load(model, start, accelerator)
+            estimates.append(_check_stage(recipe, name, stage, model or recipe.model, loaded, rewards, rows, problems))
+            problems += _teacher_problems(recipe, name, stage, model or recipe.model, loaded, accelerator)
         if recipe.evaluation is not None:
             for section in recipe.evaluation.data:
                 problems += _reference_problems(make_source(section), rewards, rows, "evaluation")
@@ -80,25 +92,26 @@ def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
 def _check_stage(
     recipe: Recipe,
     name: str,
-    stage: AnyStage,
+    stage: Stage,
+    model: ModelSection,
     loaded: Loaded,
     rewards: RewardTable | None,
     rows: int,
     problems: list[str],
 ) -> StageEstimate:
-    objective_of(stage)
-    supervised = isinstance(stage, SFTStage)
-    renderer = make_renderer(recipe.model, loaded, stage.max_length)
-    if not supervised and rewards is None:
+    given = isinstance(stage, (SFTStage, OffPolicyDistillStage))  # answers are in the data; else somebody gives them
+    renderer = make_renderer(model, loaded, stage.max_length)
+    scored = not given and not isinstance(stage, OnPolicyDistillStage)
+    if isinstance(stage, SAPOStage | GRPOStage | GSPOStage) and rewards is None and not stage.teacher_advantage:
         problems.append(f"stages.{name}: {stage.algorithm} needs a 'rewards' section")
-    sources = {str(place): make_source(section) for place, section in enumerate(stage.data)}
+    sources = {str(place): make_source(section) for place, section in enumerate(_readable(stage.data))}
     lengths: list[int] = []
     too_long = 0
     for source in sources.values():
         for index in _first(source, rows):
             try:
                 example = source[index]
-                if supervised:
+                if given:
                     lengths += [s.num_tokens for s in renderer.render_training(example)]
                 else:
                     lengths.append(len(renderer.render_prompt(example).token_ids))
@@ -107,16 +120,12 @@ def _check_stage(
                 lengths.append(error.num_tokens)
             except DataError as error:
                 problems.append(f"stages.{name}: {error}")
-        if not supervised and rewards is not None:
+        if scored and rewards is not None:
             problems += _reference_problems(source, rewards, rows, f"stages.{name}")
     if lengths and too_long == len(lengths):
         problems.append(f"stages.{name}: every row looked at exceeds max_length {stage.max_length}")
-    mixture = Mixture(sources, dict(zip(sources, (s.ratio for s in stage.data), strict=True)), seed=recipe.seed)
-    steps = stage.steps or mixture.steps_for(stage.epochs or 1.0, stage.batch_size)
+    steps = _steps(recipe, stage, sources)
     mean = sum(lengths) / max(len(lengths), 1)
-    asked = 1 if supervised else stage.group_size
-    answer = 0 if supervised else stage.max_new_tokens * asked
-    freeze(loaded.policy.model, loaded.facts, stage.freeze)
     return StageEstimate(
         name=name,
         algorithm=stage.algorithm,
@@ -125,9 +134,61 @@ def _check_stage(
         mean_tokens=mean,
         longest=max(lengths, default=0),
         too_long=too_long,
-        tokens=steps * stage.batch_size * (mean + answer),
-        gibibytes=_state_bytes(loaded.policy.model, stage.optimizer) / 2**30,
+        tokens=steps * stage.batch_size * (mean + _said(stage)),
+        gibibytes=0.0 if isinstance(stage, AnswersStage) else _gibibytes(loaded, stage.freeze, stage.optimizer),
     )
+
+
+def _teacher_problems(
+    recipe: Recipe, name: str, stage: Stage, model: ModelSection, loaded: Loaded, accelerator: Accelerator
+) -> Iterator[str]:
+    """Teachers that are not there, or read other tokens than the student; a stage's own model is not made yet."""
+    if isinstance(stage, AnswersStage):
+        return
+    made = {key for key, teacher in recipe.teachers.items() if teacher.stage is not None}
+    if made & set(routes_of(name, stage, recipe.teachers).values()):
+        return
+    room = TeacherRoom(recipe.teachers, accelerator)
+    try:
+        room.table(name, stage, loaded, model)
+    except (TeacherError, ConfigError) as error:
+        yield f"stages.{name}: {error}"
+    finally:
+        room.close()
+
+
+def _readable(sections: Sequence[DataSection]) -> list[DataSection]:
+    """The sources that are there before the run: not what a stage will keep."""
+    return [section for section in sections if section.stage is None]
+
+
+def _steps(recipe: Recipe, stage: Stage, sources: Mapping[str, DataSource]) -> int:
+    """0 where it depends on how many answers an earlier stage will keep."""
+    if isinstance(stage, AnswersStage):
+        rows = stage.prompts or sum(len(source) for source in sources.values())
+        return math.ceil(rows / stage.batch_size)
+    if stage.steps is not None:
+        return stage.steps
+    if len(sources) < len(stage.data):
+        return 0
+    shares = dict(zip(sources, (s.ratio for s in stage.data), strict=True))
+    return Mixture(dict(sources), shares, seed=recipe.seed).steps_for(stage.epochs or 1.0, stage.batch_size)
+
+
+def _said(stage: Stage) -> int:
+    """Tokens that are sampled for a prompt, answers at their limit."""
+    match stage:
+        case SFTStage() | OffPolicyDistillStage():
+            return 0
+        case AnswersStage():
+            return stage.answers_per_prompt * stage.max_new_tokens
+        case _:
+            return stage.group_size * stage.max_new_tokens
+
+
+def _gibibytes(loaded: Loaded, frozen: Sequence[str], optimizer: str) -> float:
+    freeze(loaded.policy.model, loaded.facts, frozen)
+    return _state_bytes(loaded.policy.model, optimizer) / 2**30
 
 
 def _state_bytes(model: torch.nn.Module, optimizer: str) -> int:

@@ -27,7 +27,7 @@ from posttrain.algorithms import (
     sft_token_losses,
     truncated_importance_weights,
 )
-from posttrain.model import HeadOutput, PackedRow
+from posttrain.model import HeadOutput, Matching, PackedRow
 
 ADVANTAGES = "advantages"
 ROLLOUT_LOGPROBS = "rollout_logprobs"
@@ -78,6 +78,13 @@ class Objective(Protocol):
         """[T] float32 losses, differentiable in the log-probabilities."""
         ...
 
+    def matching(self, row: PackedRow, weights_T: Tensor) -> Matching | None:
+        """What the whole distribution of the row's trained tokens is compared with, beside their losses; or None.
+
+        weights_T: what each token counts in the step's loss.
+        """
+        ...
+
     def metrics(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Average]: ...
 
     def histograms(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
@@ -96,6 +103,9 @@ class Supervised:
 
     def token_losses(self, logprobs_T: Tensor, tokens: Tokens) -> Tensor:
         return sft_token_losses(logprobs_T=logprobs_T)
+
+    def matching(self, row: PackedRow, weights_T: Tensor) -> Matching | None:
+        return None
 
     def metrics(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Average]:
         return {
@@ -247,6 +257,9 @@ class PolicyGradient:
         if self.kl_coefficient:
             losses_T = losses_T + self.kl_coefficient * k3_divergence(logprobs_T, streams[REFERENCE_LOGPROBS])
         return losses_T
+
+    def matching(self, row: PackedRow, weights_T: Tensor) -> Matching | None:
+        return None
 
     def metrics(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Average]:
         streams = tokens.streams

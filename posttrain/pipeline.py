@@ -1,6 +1,5 @@
 """Runs a recipe: its stages in order, each from the one before, none twice, each measured before and after."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,34 +9,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.table import Table
 
-from posttrain.build import (
-    HOW_NOT_WHAT,
-    AnyStage,
-    EngineRoom,
-    Loaded,
-    StageBuilder,
-    fingerprint,
-    load,
-    make_accelerator,
-    make_evaluation,
-    make_rewards,
-    resumable,
-)
-from posttrain.checkpoints import save_weights, seed_everything
-from posttrain.config import Recipe
-from posttrain.data import corpus
+from posttrain.build import make_evaluation, make_rewards
+from posttrain.config import AnswersStage, Recipe
 from posttrain.errors import ConfigError
-from posttrain.evaluation import Evaluation
 from posttrain.export import last_model
-from posttrain.model.families import Family
-from posttrain.model.parts import PartCount
-from posttrain.model.tiny import build_tiny
-from posttrain.records import Trajectory
-from posttrain.report import TrajectoryRecorder, stage_table, write_report
-from posttrain.rewards import RewardTable
-from posttrain.runs import RunFolder, StageFolder, read_json, write_json
+from posttrain.lineage import fingerprints, is_begun, origins, start_of, with_answers
+from posttrain.loaded import load, make_accelerator
+from posttrain.report import stage_table, write_report
+from posttrain.rollout.engine_room import EngineRoom
+from posttrain.runs import RunFolder, write_json
+from posttrain.stage_answers import AnswersRun
+from posttrain.stage_run import StageRun, short
+from posttrain.teachers.room import TeacherRoom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +29,8 @@ class RunResult:
     """A finished run."""
 
     folder: Path
-    model: Path
-    """The last stage's model or adapter."""
+    model: Path | None
+    """The model or adapter of the last stage that trains; None where the recipe has none."""
     summary: Mapping[str, Any]
     report: Path | None
 
@@ -74,33 +58,63 @@ def _run(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> RunResu
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
     accelerator.wait_for_everyone()
-    made_by = _fingerprints(recipe)
-    begun = _is_begun(folder, made_by)
+    made_by = fingerprints(recipe)
+    begun = is_begun(folder, made_by)
     if accelerator.is_main_process:
         folder.write_manifest(name=recipe.name, seed=recipe.seed, recipe=recipe.model_dump(mode="json"))
     if recipe.trackers:
         accelerator.init_trackers(recipe.name, config={"seed": recipe.seed})
-    path = _start(recipe, folder, accelerator, begun)
     engines = EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator)
-    results: list[dict[str, Any]] = []
+    teachers = TeacherRoom(recipe.teachers, accelerator, stage_model=lambda name: folder.stage(name).final)
+    origin = origins(recipe)
+    results: dict[str, dict[str, Any]] = {}
+    path: Path | None = None
     try:
         for name, stage in recipe.stages.items():
-            run = _StageRun(
-                recipe, name, stage, folder.stage(name), path, made_by[name], rewards, engines, accelerator, console
-            )
-            results.append(run.result(results[-1]["after"] if results else None))
-            path = folder.stage(name).final
+            resolved = with_answers(stage, folder)
+            if isinstance(resolved, AnswersStage):
+                results[name] = AnswersRun(
+                    recipe=recipe,
+                    name=name,
+                    stage=resolved,
+                    folder=folder.stage(name),
+                    fingerprint=made_by[name],
+                    rewards=rewards,
+                    engines=engines,
+                    teachers=teachers,
+                    accelerator=accelerator,
+                    console=console,
+                ).result()
+            else:
+                results[name] = StageRun(
+                    recipe=recipe,
+                    name=name,
+                    stage=resolved,
+                    folder=folder.stage(name),
+                    model=origin[name].model,
+                    start=start_of(name, origin[name], folder, seed=recipe.seed, begun=begun, accelerator=accelerator),
+                    fingerprint=made_by[name],
+                    rewards=rewards,
+                    engines=engines,
+                    teachers=teachers,
+                    accelerator=accelerator,
+                    console=console,
+                ).result(results.get(origin[name].parent or "", {}).get("after"))
+                path = folder.stage(name).final
             if accelerator.is_main_process:
-                _summarise(folder, results, started, report=None)
+                _summarise(folder, list(results.values()), started, report=None)
     finally:
         engines.close()
+        teachers.close()
         accelerator.end_training()
         report = _report(folder, console) if accelerator.is_main_process else None
-    summary = _summarise(folder, results, started, report) if accelerator.is_main_process else {}
-    console.print(stage_table(results))
+    summary = _summarise(folder, list(results.values()), started, report) if accelerator.is_main_process else {}
+    console.print(stage_table(results.values()))
     if report is not None:
-        console.print(f"[bold]report[/bold]  {_short(report)}\n[bold]model[/bold]   {_short(Path(path))}")
-    return RunResult(folder=folder.path, model=Path(path), summary=summary, report=report)
+        console.print(f"[bold]report[/bold]  {short(report)}")
+    if path is not None:
+        console.print(f"[bold]model[/bold]   {short(path)}")
+    return RunResult(folder=folder.path, model=path, summary=summary, report=report)
 
 
 def evaluate_recipe(recipe: Recipe, model: str | None = None) -> dict[str, float]:
@@ -117,156 +131,10 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> dict[str, float
     engines = EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator)
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
     try:
-        evaluation = make_evaluation(recipe.evaluation, recipe, loaded, engines, rewards, accelerator)
+        evaluation = make_evaluation(recipe.evaluation, recipe, recipe.model, loaded, engines, rewards, accelerator)
         return evaluation.measure(loaded.policy)[0]
     finally:
         engines.close()
-
-
-def _fingerprints(recipe: Recipe) -> dict[str, str]:
-    """For each stage a hash of all that made it: its own settings and those of the stages before."""
-    rewards = {task: section.model_dump(mode="json") for task, section in recipe.rewards.items()}
-    made_by = fingerprint(recipe.model, recipe.seed, rewards)
-    found = {}
-    for name, stage in recipe.stages.items():
-        found[name] = made_by = fingerprint(made_by, name, stage.model_dump(mode="json", exclude=set(HOW_NOT_WHAT)))
-    return found
-
-
-def _is_begun(folder: RunFolder, made_by: Mapping[str, str]) -> bool:
-    """True where a stage is finished or can be resumed. Raises ConfigError, before anything is written, where one was
-    made with other settings."""
-    begun = False
-    for name, wanted in made_by.items():
-        stage = folder.stage(name)
-        if not stage.result.is_file():
-            begun = resumable(stage, wanted) is not None or begun
-            continue
-        if read_json(stage.result).get("fingerprint") != wanted:
-            raise ConfigError(
-                f"stage '{name}' was finished with other settings than this recipe's; put them back, choose another "
-                "output_dir, or add --restart to start again"
-            )
-        begun = True
-    return begun
-
-
-def _start(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, begun: bool) -> Path | str:
-    """What the first stage starts from; a tiny random model is built once into the run's folder."""
-    if recipe.model.path is not None:
-        return recipe.model.path
-    assert recipe.model.tiny is not None
-    if accelerator.is_main_process and not (begun and (folder.model / "config.json").is_file()):
-        build_tiny(Family(recipe.model.tiny), folder.model, seed=recipe.seed, corpus=corpus(1500, seed=0))
-    accelerator.wait_for_everyone()
-    return folder.model
-
-
-@dataclass
-class _StageRun:
-    """One stage, from what is on disk of it to its result."""
-
-    recipe: Recipe
-    name: str
-    stage: AnyStage
-    folder: StageFolder
-    start: Path | str
-    fingerprint: str
-    rewards: RewardTable | None
-    engines: EngineRoom
-    accelerator: Accelerator
-    console: Console
-
-    def result(self, measured_before: dict[str, float] | None) -> dict[str, Any]:
-        if self.folder.result.is_file():
-            return self._finished()
-        started = time.perf_counter()
-        checkpoint = resumable(self.folder, self.fingerprint)
-        seed_everything(self.recipe.seed)
-        loaded = load(self.recipe.model, checkpoint.model if checkpoint else self.start, self.accelerator)
-        builder = StageBuilder(
-            recipe_model=self.recipe.model,
-            stage=self.stage,
-            seed=self.recipe.seed,
-            loaded=loaded,
-            start=self.start,
-            engines=self.engines,
-            rewards=self.rewards,
-            accelerator=self.accelerator,
-            folder=self.folder,
-            fingerprint=self.fingerprint,
-            title=self.name,
-        )
-        parts = builder.freeze()
-        self.console.rule(f"[bold]{self.name}[/bold]  {self.stage.algorithm}, {builder.steps} steps")
-        self.console.print(parts_table(parts))
-        if checkpoint is not None:
-            self.console.print(f"resuming before step {checkpoint.step} from {_short(checkpoint.path)}")
-        evaluation = self._evaluation(loaded)
-        known = read_json(self.folder.before) if checkpoint and self.folder.before.is_file() else measured_before
-        before = self._before(evaluation, loaded, known)
-        trainer = builder.trainer(checkpoint)
-        trainer.train()
-        save_weights(
-            self.folder.final,
-            model=loaded.policy.model,  # pyright: ignore[reportArgumentType]
-            wrapped=trainer.wrapped,
-            processor=loaded.processor,
-            accelerator=self.accelerator,
-        )
-        after, shown = evaluation.measure(loaded.policy, version=trainer.step) if evaluation else ({}, [])
-        self._record(loaded, trainer.step, shown)
-        result = {
-            "name": self.name,
-            "algorithm": self.stage.algorithm,
-            "seconds": round(time.perf_counter() - started, 1),
-            "steps": trainer.step,
-            "before": before,
-            "after": after,
-            "fingerprint": self.fingerprint,
-        }
-        if self.accelerator.is_main_process:
-            write_json(self.folder.result, result)
-            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.free_memory()
-        return result
-
-    def _finished(self) -> dict[str, Any]:
-        self.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
-        return read_json(self.folder.result)
-
-    def _evaluation(self, loaded: Loaded) -> Evaluation | None:
-        section = self.recipe.evaluation
-        if section is None:
-            return None
-        return make_evaluation(section, self.recipe, loaded, self.engines, self.rewards, self.accelerator)
-
-    def _before(
-        self, evaluation: Evaluation | None, loaded: Loaded, known: dict[str, float] | None
-    ) -> dict[str, float]:
-        """Measured once: what the stage before ended with, or what a killed run of this stage had found."""
-        if evaluation is None:
-            return {}
-        measured = known or evaluation.measure(loaded.policy)[0]
-        if self.accelerator.is_main_process:
-            write_json(self.folder.before, measured)
-        return measured
-
-    def _record(self, loaded: Loaded, step: int, shown: list[Trajectory]) -> None:
-        if self.stage.record_trajectories and self.accelerator.is_main_process:
-            TrajectoryRecorder(self.folder.path, 2 * self.stage.record_trajectories).record(step, shown)
-
-
-def parts_table(parts: tuple[PartCount, ...]) -> Table:
-    """Parameters by part, and how many of them are trained."""
-    table = Table(box=None, pad_edge=False)
-    for column, justify in (("part", "left"), ("parameters", "right"), ("trained", "right")):
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
-    for part in parts:
-        table.add_row(part.part.value, f"{part.total:,}", f"{part.trained:,}")
-    table.add_row("all", f"{sum(p.total for p in parts):,}", f"{sum(p.trained for p in parts):,}", style="bold")
-    return table
 
 
 def _summarise(folder: RunFolder, results: list[dict[str, Any]], started: float, report: Path | None) -> dict[str, Any]:
@@ -289,11 +157,4 @@ def _report(folder: RunFolder, console: Console) -> Path | None:
         return None
 
 
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-__all__ = ["RunResult", "evaluate_recipe", "parts_table", "run_recipe"]
+__all__ = ["RunResult", "evaluate_recipe", "run_recipe"]

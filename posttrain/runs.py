@@ -76,6 +76,11 @@ class StageFolder:
         return self.path / "final"
 
     @property
+    def data(self) -> Path:
+        """What a stage of answers has kept."""
+        return self.path / "data"
+
+    @property
     def result(self) -> Path:
         """Exists when the stage is finished."""
         return self.path / "result.json"
@@ -131,9 +136,13 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
-    def model(self) -> Path:
-        """The random model that a recipe with `model.tiny` starts from."""
-        return self.path / "model"
+    def models(self) -> Path:
+        """What stages start from where a recipe asks for random models, and models that a caller had in memory."""
+        return self.path / "models"
+
+    def start_of(self, stage: str) -> Path:
+        """The random model that `stage` starts from."""
+        return self.models / stage
 
     def write_manifest(self, *, name: str, seed: int, recipe: Mapping[str, Any]) -> None:
         write_json(
@@ -152,8 +161,7 @@ class RunFolder:
         """Deletes what a run has made here, and nothing else that lies in the folder."""
         if (self.path / "manifest.json").is_file():
             shutil.rmtree(self.path / "stages", ignore_errors=True)
-        if (self.model / "config.json").is_file():
-            shutil.rmtree(self.model, ignore_errors=True)
+            shutil.rmtree(self.models, ignore_errors=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

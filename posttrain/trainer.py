@@ -18,7 +18,7 @@ from torch import Tensor
 from posttrain.algorithms import Average, denominator_of, token_weights
 from posttrain.batches import BatchSource, StepBatch
 from posttrain.checkpoints import Checkpoint, load_optimizers, save_checkpoint, seed_everything
-from posttrain.errors import Interrupted
+from posttrain.errors import Interrupted, PosttrainError
 from posttrain.model import Budget, PackedPolicy, PackedRow, TokenSequence, blank_row, pack
 from posttrain.model.loading import Processor
 from posttrain.objectives import Objective, Tokens
@@ -118,7 +118,7 @@ class Trainer:
     def train_step(self) -> Mapping[str, float]:
         """One batch and its updates; writes and returns the step's metrics."""
         started = time.perf_counter()
-        batch = self.batches.batch(self.step)
+        batch = self._batch()
         made = time.perf_counter()
         self.policy.train()
         merged: dict[str, Average] = dict(batch.metrics)
@@ -138,6 +138,16 @@ class Trainer:
         row["tokens_per_s"] = row.pop("packed_tokens", 0.0) * self._updates(batch) / max(ended - made, 1e-9)
         self._write(row, histograms, batch)
         return row
+
+    def _batch(self) -> StepBatch:
+        """The step's batch. Where it cannot be made (a server is down, a row is bad) all that was trained is saved."""
+        try:
+            return self.batches.batch(self.step)
+        except PosttrainError:
+            if self.step and self.accelerator.num_processes == 1:  # other ranks would wait for this one in vain
+                self.save()
+                _log.warning("saved before step %d: run the same command to go on from there", self.step)
+            raise
 
     def save(self) -> None:
         """A checkpoint of the present state, before step `self.step`."""
@@ -208,9 +218,14 @@ class Trainer:
                 return weights_T[span] * logprobs_T
             return weights_T[span] * objective.token_losses(logprobs_T, Tokens.of(row, span))
 
+        matching = None if idle else objective.matching(row, weights_T)
         with self._synchronising(last):
             output = self.wrapped(
-                row, token_loss, temperature=objective.temperature, separable=objective.separable or idle
+                row,
+                token_loss,
+                temperature=objective.temperature,
+                separable=objective.separable or idle,
+                matching=matching,
             )
             self.accelerator.backward(output.loss)
         return output

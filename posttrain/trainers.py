@@ -1,44 +1,19 @@
 """Trainers for Python: the shape that TRL users know, and the same objects that recipes are made of."""
 
-import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-from datasets import Dataset, IterableDataset
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel
 from pydantic import Field, ValidationError
 from transformers import PreTrainedModel
 
-from posttrain.build import (
-    HOW_NOT_WHAT,
-    AnyStage,
-    EngineRoom,
-    Loaded,
-    StageBuilder,
-    fingerprint,
-    load,
-    make_accelerator,
-    resumable,
-    tokenizer_of,
-)
-from posttrain.checkpoints import Checkpoint, save_weights, seed_everything
-from posttrain.config import EngineSection, GRPOStage, GSPOStage, LoraSection, ModelSection, SAPOStage, SFTStage
-from posttrain.data import DataSource, Mixture, SourceSpec, from_rows, open_source
+from posttrain.config import GRPOStage, GSPOStage, OffPolicyDistillStage, OnPolicyDistillStage, SAPOStage, SFTStage
 from posttrain.errors import ConfigError
-from posttrain.model import PackedPolicy, facts_of
-from posttrain.model.loading import Processor, load_model, save_model
-from posttrain.model.parts import PartCount
 from posttrain.recipe import explain
-from posttrain.report import write_report
 from posttrain.rewards import RewardTable, TaskRewards, WeightedReward, make_reward
-from posttrain.rollout.engine import Engine
-from posttrain.runs import RunFolder, write_json
-from posttrain.trainer import Trainer
+from posttrain.stage_trainer import Arguments, Rows, StageTrainer
+from posttrain.teachers.given import TeacherSpec
 
 RewardSpec = str | Mapping[str, Any] | Callable[..., Any]
 """A registered name, {"name": ..., options}, "module:function", a Reward, or a TRL reward function."""
@@ -80,173 +55,24 @@ class GSPOConfig(_Arguments, GSPOStage):
     seed: int = Field(default=0, ge=0, description="Equal seeds repeat exactly.")
 
 
-Rows = DataSource | Sequence[Mapping[str, Any]] | str | Path
-"""A data source, a `datasets.Dataset` or a list of rows, or the path of a file."""
-
-Arguments = TypeVar("Arguments", SFTConfig, SAPOConfig, GRPOConfig, GSPOConfig)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """What `train()` leaves behind."""
-
-    output_dir: Path
-    model_dir: Path
-    """The trained model or adapter, in the standard format."""
-    steps: int
-    report: Path
+class DistillationConfig(_Arguments, OnPolicyDistillStage):
+    output_dir: str = Field(default="runs/distill", description="Folder of the run.")
+    seed: int = Field(default=0, ge=0, description="Equal seeds repeat exactly.")
 
 
-class _StageTrainer(Generic[Arguments]):
-    """A stage run from Python. `train()` resumes an interrupted run of the same settings."""
-
-    name: ClassVar[str]
-    config: ClassVar[type]
-
-    def __init__(
-        self,
-        model: str | Path | PreTrainedModel | PeftModel,
-        train_dataset: Rows | Mapping[str, Rows],
-        args: Arguments | None = None,
-        *,
-        processing_class: Processor | None = None,
-        peft_config: LoraSection | LoraConfig | None = None,
-        reward_table: RewardTable | None = None,
-        engine: EngineSection | Engine | None = None,
-        model_section: Mapping[str, Any] | None = None,
-    ) -> None:
-        """model: a checkpoint folder, a hub name, or a model in memory (then with its `processing_class`), which is
-        trained in place.
-
-        train_dataset: rows, or {task: rows}; several are mixed evenly. `model_section`: further keys of a recipe's
-        `model`, such as dtype, thinking and max_pixels.
-        """
-        self.args: Any = args or self.config(steps=100)
-        if not isinstance(self.args, self.config):
-            raise ConfigError(
-                f"{type(self).__name__} takes args of posttrain.{self.config.__name__}, got {type(args).__name__}"
-            )
-        if self.args.data:
-            raise ConfigError(f"{self.config.__name__}.data belongs to recipes: give the rows as train_dataset")
-        self.folder = RunFolder(Path(self.args.output_dir))
-        in_memory = not isinstance(model, (str, Path))
-        lora = peft_config if isinstance(peft_config, LoraSection) else None
-        try:
-            self._section = ModelSection(
-                path="in memory" if in_memory else str(model), lora=lora, **dict(model_section or {})
-            )
-        except ValidationError as error:
-            raise ConfigError("\n".join(explain(error, ModelSection))) from None
-        self.accelerator: Accelerator = make_accelerator(self._section, (), self.folder.path)
-        self._stage_folder = self.folder.stage(self.name)
-        self._fingerprint = fingerprint(
-            self._section,
-            self.args.model_dump(mode="json", exclude={"output_dir", *HOW_NOT_WHAT}),
-            _plain(peft_config),
-        )
-        checkpoint = resumable(self._stage_folder, self._fingerprint)
-        seed_everything(self.args.seed)
-        start: Path | str = str(model)
-        if isinstance(model, (str, Path)):
-            self.loaded = _load(self._section, model, peft_config, checkpoint, self.accelerator)
-            self.loaded.processor = processing_class or self.loaded.processor
-        else:
-            self.loaded = _wrap(model, processing_class, peft_config, self.accelerator)
-            start = self._kept_start()
-            if checkpoint is not None:
-                _restore(self.model, checkpoint.model)
-        self.parts: tuple[PartCount, ...] = ()
-        room = EngineRoom(
-            engine if isinstance(engine, EngineSection) else EngineSection(),  # pyright: ignore[reportCallIssue]
-            self._section,
-            self.args.seed,
-            self.accelerator,
-        )  # pyright: ignore[reportCallIssue]
-        if engine is not None and not isinstance(engine, EngineSection):
-            room = _GivenEngine(engine)
-        self._room = room
-        builder = StageBuilder(
-            recipe_model=self._section,
-            stage=_stage_of(self.args),
-            seed=self.args.seed,
-            loaded=self.loaded,
-            start=start,
-            engines=room,
-            rewards=reward_table,
-            accelerator=self.accelerator,
-            folder=self._stage_folder,
-            fingerprint=self._fingerprint,
-            title=self.name,
-            mixture=_mixture(train_dataset, self.args.seed),
-        )
-        self.parts = builder.freeze()
-        self.trainer: Trainer = builder.trainer(checkpoint)
-
-    @property
-    def model(self) -> PreTrainedModel | PeftModel:
-        return self.loaded.policy.model  # pyright: ignore[reportReturnType]
-
-    def train(self) -> TrainResult:
-        """Trains to the last step, saves the model and writes the report."""
-        is_main = self.accelerator.is_main_process
-        with self.folder.lock() if is_main else nullcontext():
-            if is_main:
-                recipe = {
-                    "model": self._section.model_dump(mode="json"),
-                    "stages": {self.name: self.args.model_dump(mode="json")},
-                }
-                self.folder.write_manifest(name=self.folder.path.name, seed=self.args.seed, recipe=recipe)
-            started = time.perf_counter()
-            self.trainer.train()
-            self.save_model(self._stage_folder.final)
-            self._room.close()
-            report = self.folder.path / "report.html"
-            if is_main:
-                result = {
-                    "name": self.name,
-                    "algorithm": self.args.algorithm,
-                    "seconds": round(time.perf_counter() - started, 1),
-                    "steps": self.trainer.step,
-                    "before": {},
-                    "after": {},
-                }
-                write_json(self._stage_folder.result, result)
-                shutil.rmtree(self._stage_folder.checkpoints, ignore_errors=True)
-                report = write_report(self.folder.path)
-            self.accelerator.wait_for_everyone()
-        return TrainResult(
-            output_dir=self.folder.path, model_dir=self._stage_folder.final, steps=self.trainer.step, report=report
-        )
-
-    def save_model(self, folder: str | Path) -> None:
-        """The model or the adapter, in the standard format; every process calls this."""
-        save_weights(
-            Path(folder),
-            model=self.model,
-            wrapped=self.trainer.wrapped,
-            processor=self.loaded.processor,
-            accelerator=self.accelerator,
-        )
-
-    def _kept_start(self) -> Path:
-        """Where a model in memory is written that KL compares with: a resumed run has to find it again."""
-        folder = self.folder.model
-        needs_reference = not isinstance(self.args, SFTConfig) and self.args.kl_coefficient > 0
-        if needs_reference and not isinstance(self.model, PeftModel):
-            if self.accelerator.is_main_process:
-                save_model(self.model, self.loaded.processor, folder)
-            self.accelerator.wait_for_everyone()
-        return folder
+class OffPolicyDistillationConfig(_Arguments, OffPolicyDistillStage):
+    output_dir: str = Field(default="runs/distill", description="Folder of the run.")
+    seed: int = Field(default=0, ge=0, description="Equal seeds repeat exactly.")
 
 
-class SFTTrainer(_StageTrainer[SFTConfig]):
+class SFTTrainer(StageTrainer[SFTConfig]):
     """Supervised fine-tuning: `SFTTrainer(model=..., train_dataset=..., args=SFTConfig(...)).train()`."""
 
     name = "sft"
-    config = SFTConfig
+    configs = (SFTConfig,)
 
 
-class _RewardedTrainer(_StageTrainer[Arguments]):
+class _RewardedTrainer(StageTrainer[Arguments]):
     def __init__(
         self,
         model: str | Path | PreTrainedModel | PeftModel,
@@ -265,114 +91,41 @@ class SAPOTrainer(_RewardedTrainer[SAPOConfig]):
     """RL with SAPO: `SAPOTrainer(model=..., reward_funcs=..., train_dataset=..., args=SAPOConfig(...)).train()`."""
 
     name = "sapo"
-    config = SAPOConfig
+    configs = (SAPOConfig,)
 
 
 class GRPOTrainer(_RewardedTrainer[GRPOConfig]):
     """The same with GRPO's clip instead of the gate."""
 
     name = "grpo"
-    config = GRPOConfig
+    configs = (GRPOConfig,)
 
 
 class GSPOTrainer(_RewardedTrainer[GSPOConfig]):
     """The same with GSPO's sequence-level clip."""
 
     name = "gspo"
-    config = GSPOConfig
+    configs = (GSPOConfig,)
 
 
-class _GivenEngine(EngineRoom):
-    """A caller's own engine."""
+class DistillationTrainer(StageTrainer[DistillationConfig]):
+    """A teacher's distribution on the student's own answers, or on given ones with `OffPolicyDistillationConfig`:
+    `DistillationTrainer(model=..., teacher=..., train_dataset=..., args=DistillationConfig(...)).train()`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    name = "distill"
+    configs = (DistillationConfig, OffPolicyDistillationConfig)
 
-    def engine_for(self, loaded: Loaded) -> Engine:
-        return self._engine
-
-    def close(self) -> None:
-        """The caller's to close."""
-
-
-def _stage_of(args: Any) -> AnyStage:
-    return args
-
-
-def _plain(peft_config: LoraSection | LoraConfig | None) -> dict[str, Any]:
-    """Settings of adapters, equal whenever they mean the same: peft keeps names in sets."""
-    if not isinstance(peft_config, LoraConfig):
-        return {}  # a LoraSection is part of the model's section
-    return {key: sorted(v) if isinstance(v, set) else v for key, v in peft_config.to_dict().items()}
-
-
-def _load(
-    section: ModelSection,
-    model: str | Path,
-    peft_config: LoraSection | LoraConfig | None,
-    checkpoint: Checkpoint | None,
-    accelerator: Accelerator,
-) -> Loaded:
-    """A model from disk or the hub, or the checkpoint of it that is resumed."""
-    path = checkpoint.model if checkpoint is not None else model
-    if not isinstance(peft_config, LoraConfig):
-        return load(section, path, accelerator)
-    loaded = load(section, path, accelerator, trained=False)  # only adapters are trained: the base in its own dtype
-    return _wrap(loaded.policy.model, loaded.processor, peft_config, accelerator)  # pyright: ignore[reportArgumentType]
-
-
-def _restore(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Puts the weights of a checkpoint into a model that a caller holds."""
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    else:
-        model.load_state_dict(load_model(folder, dtype=model.dtype).state_dict())
-
-
-def _wrap(
-    model: PreTrainedModel | PeftModel,
-    processor: Processor | None,
-    peft_config: LoraSection | LoraConfig | None,
-    accelerator: Accelerator,
-) -> Loaded:
-    """A model that a caller has in memory already."""
-    if processor is None:
-        raise ConfigError(
-            "a model in memory needs its processor: pass processing_class=AutoProcessor.from_pretrained(...)"
-        )
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    facts = facts_of(inner.config, tokenizer_of(processor), inner.generation_config)
-    if isinstance(peft_config, LoraConfig) and not isinstance(model, PeftModel):
-        model = get_peft_model(model, peft_config)  # pyright: ignore[reportAssignmentType]
-    elif isinstance(peft_config, LoraSection) and not isinstance(model, PeftModel):
-        from posttrain.model.lora import add_lora
-
-        model = add_lora(
-            model,
-            facts,
-            rank=peft_config.rank,
-            alpha=peft_config.alpha,
-            dropout=peft_config.dropout,
-            parts=peft_config.parts,
-        )
-    model.to(accelerator.device)  # pyright: ignore[reportArgumentType]
-    return Loaded(policy=PackedPolicy(model, facts), processor=processor, facts=facts, path=inner.name_or_path)
-
-
-def _mixture(rows: Rows | Mapping[str, Rows], seed: int) -> Mixture:
-    if isinstance(rows, Mapping):
-        sources = {task: _source(given, task) for task, given in rows.items()}
-    else:
-        sources = {"train_dataset": _source(rows, "default")}
-    return Mixture(sources, dict.fromkeys(sources, 1.0), seed=seed)
-
-
-def _source(rows: Rows, task: str) -> DataSource:
-    if isinstance(rows, (str, Path)):
-        return open_source(SourceSpec(path=str(rows), task=task))
-    if isinstance(rows, (list, tuple, Dataset, IterableDataset)):
-        return from_rows(rows, SourceSpec(path="train_dataset", task=task))  # pyright: ignore[reportArgumentType]
-    return rows  # pyright: ignore[reportReturnType]
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel | PeftModel,
+        teacher: TeacherSpec | Mapping[str, TeacherSpec],
+        train_dataset: Rows | Mapping[str, Rows],
+        args: "DistillationConfig | OffPolicyDistillationConfig | None" = None,
+        **options: Any,
+    ) -> None:
+        """teacher: a checkpoint, a model in memory, {"server": address, "served_model": name}, {"student": True} for
+        the student without its adapters, or a `Teacher`; or {task: one of these}."""
+        super().__init__(model, train_dataset, args, teacher=teacher, **options)  # pyright: ignore[reportArgumentType]
 
 
 def _table(

@@ -2,15 +2,31 @@
 
 from .batching import BatchReward
 from .boxes import Box, giou, iou, parse_boxes, write_boxes
+from .clock import ClockReward
+from .counting import CountReward
 from .exact import ExactMatch, MultipleChoice
 from .extraction import extract_answer
 from .formatting import FormatReward
 from .functions import FunctionReward
 from .grounding import GroundingBoxes, GroundingIoU
+from .instructions import InstructionReward
+from .json_match import JSONMatch
+from .json_schema import JSONSchemaReward
+from .json_valid import JSONValid
+from .language import LanguagePenalty
+from .length import LengthPenalty
 from .maths import MathReward
+from .number import NumberReward
+from .ocr import OCRReward
+from .pointing import CountPoints, PointHits
+from .points import Point, parse_points, write_points
 from .registry import Option, RewardSpec, available, describe, make_reward, register
+from .repetition import RepetitionPenalty
 from .score import BadReferenceError, Completion, Reward, Score
 from .table import RewardTable, TaskRewards, WeightedReward, make_table
+from .text_similarity import TextSimilarity
+from .tool_call_format import ToolCallFormat
+from .tool_count import ToolCount
 from .workers import WorkerError, WorkerPool, shared_pool
 
 __all__ = [
@@ -45,4 +61,23 @@ __all__ = [
     "register",
     "shared_pool",
     "write_boxes",
+    "CountPoints",
+    "PointHits",
+    "Point",
+    "parse_points",
+    "write_points",
+    "InstructionReward",
+    "ClockReward",
+    "CountReward",
+    "JSONMatch",
+    "JSONSchemaReward",
+    "JSONValid",
+    "LanguagePenalty",
+    "LengthPenalty",
+    "NumberReward",
+    "OCRReward",
+    "RepetitionPenalty",
+    "TextSimilarity",
+    "ToolCallFormat",
+    "ToolCount",
 ]

@@ -3,27 +3,21 @@
 Coordinates are `x1, y1, x2, y2` in thousandths of the image's width and height, 0 at the top left.
 """
 
-import ast
 import json
-import math
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .extraction import last_tagged, strip_thinking
+from .literals import MAX_LITERAL_CHARS, answer_literal, finite_numbers
 
-MAX_BOXES = 256
+if TYPE_CHECKING:  # numpy loads for a tenth of a second; most runs have no boxes
+    import numpy as np
+
+MAX_BOXES = 2048
 """An answer with more boxes than this is spam, and is not read."""
-MAX_CHARS = 32_768
-"""A longer list is not read."""
-MAX_DEPTH = 8
-"""A list of boxes nests three deep; deeper nesting is an attack on the parser."""
-
-_FENCE = re.compile(r"```(?:json|python)?[ \t]*\n?", re.IGNORECASE)
-_BRACKET = re.compile(r"""[\[\]{}"'\n]|\\.""")
-_PAIRS = {"]": "[", "}": "{"}
+MAX_REFERENCE_BOXES = 512
+"""The matching is cubic in the shorter list: with these limits the worst answer takes about a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +64,42 @@ def same_label(first: str, second: str) -> bool:
     return _plain(first) == _plain(second)
 
 
-def parse_boxes(text: str, *, max_boxes: int = MAX_BOXES, max_chars: int = MAX_CHARS) -> list[Box] | None:
+def iou_matrix(first: Sequence[Box], second: Sequence[Box]) -> "np.ndarray":
+    """`iou` of every box of `first` (rows) with every one of `second` (columns), float64."""
+    import numpy as np
+
+    corners = [np.array([(b.x1, b.y1, b.x2, b.y2) for b in boxes]).reshape(-1, 4) for boxes in (first, second)]
+    rows, columns = (np.clip(values, 0.0, 1000.0).T for values in corners)
+    row_areas, column_areas = (_areas(values) for values in (rows, columns))
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = rows[:, :, None], columns[:, None, :]
+    widths = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0.0)
+    heights = np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0.0)
+    shared = widths * heights
+    unions = row_areas[:, None] + column_areas - shared
+    both = (row_areas[:, None] > 0) & (column_areas > 0)
+    return np.divide(shared, unions, out=np.zeros_like(shared), where=both & (shared > 0))
+
+
+def label_matrix(first: Sequence[str], second: Sequence[str], *, wild: bool) -> "np.ndarray":
+    """Whether each label of `first` (rows) is the `same_label` as each of `second`; `wild`: "" in `second` fits all."""
+    import numpy as np
+
+    plain = {label: _plain(label) for label in {*first, *second}}
+    numbers = {text: number for number, text in enumerate(set(plain.values()))}
+    codes = [np.array([numbers[plain[label]] for label in labels], dtype=np.int64) for labels in (first, second)]
+    same = codes[0][:, None] == codes[1]
+    return same | np.array([not label for label in second], dtype=bool) if wild else same
+
+
+def parse_boxes(text: str, *, max_boxes: int = MAX_BOXES, max_chars: int = MAX_LITERAL_CHARS) -> list[Box] | None:
     """The boxes of an answer: `[]` where it says that there are none, None where it cannot be read.
 
     Read is the last balanced `[...]` or `{...}` of the last ```json fence, else of the last `<answer>`, else of the
     text; never the thoughts. It is a list of `{"bbox_2d": [x1, y1, x2, y2], "label": "..."}` or of bare coordinates, or
     one of either, in JSON or as a Python literal. One malformed, infinite or NaN box spoils the answer.
     """
-    value = _parsed_literal(text, max_chars)
-    if isinstance(value, dict) or _is_coordinates(value):
+    value = answer_literal(text, max_chars=max_chars)
+    if isinstance(value, dict) or finite_numbers(value, 4):
         value = [value]
     if not isinstance(value, list) or len(value) > max_boxes:
         return None
@@ -100,72 +121,19 @@ def _to_box(item: Any) -> Box | None:
     label = ""
     if isinstance(item, dict):
         label, item = item.get("label", ""), item.get("bbox_2d")
-    if not _is_coordinates(item) or not isinstance(label, str):
+    corners = finite_numbers(item, 4)
+    if corners is None or not isinstance(label, str):
         return None
-    try:
-        x1, y1, x2, y2 = (float(value) for value in item)
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)):
-        return None
+    x1, y1, x2, y2 = corners
     return Box(x1, y1, x2, y2, label)
 
 
-def _is_coordinates(value: Any) -> bool:
-    if not isinstance(value, list | tuple) or len(value) != 4:
-        return False
-    return all(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
+def _areas(corners: "np.ndarray") -> "np.ndarray":
+    """`area` of clamped boxes, given as rows x1, y1, x2, y2."""
+    import numpy as np
 
-
-def _parsed_literal(text: str, max_chars: int) -> Any:
-    spoken = strip_thinking(text)
-    if spoken is None:
-        return None
-    tagged = last_tagged(spoken)
-    literal = _last_literal(_last_fence(spoken if tagged is None else tagged))
-    if literal is None or len(literal) > max_chars:
-        return None
-    try:
-        return json.loads(literal)
-    except ValueError:  # not JSON, or a whole number too long to read
-        pass
-    try:
-        return ast.literal_eval(literal)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that its documentation names
-        return None
-
-
-def _last_fence(text: str) -> str:
-    """What stands in the last code fence, whether or not it was closed; the text itself without one."""
-    marks = list(_FENCE.finditer(text))
-    if not marks:
-        return text
-    opening = marks[-2] if len(marks) % 2 == 0 else marks[-1]
-    closing = text.find("```", opening.end())
-    return text[opening.end() : closing if closing >= 0 else len(text)]
-
-
-def _last_literal(text: str) -> str | None:
-    """The last outermost balanced [...] or {...}, up to `MAX_DEPTH` deep; brackets in quoted text do not count."""
-    found, start, quote = None, 0, ""
-    stack: list[str] = []
-    for match in _BRACKET.finditer(text):
-        mark = match[0]
-        if quote:
-            quote = "" if mark in (quote, "\n") else quote
-        elif stack and mark in "\"'":
-            quote = mark
-        elif mark in "[{":
-            start = start if stack else match.start()
-            stack.append(mark)
-        elif mark in "]}" and stack:
-            if stack.pop() != _PAIRS[mark]:
-                stack.clear()
-            elif not stack:
-                found = text[start : match.end()]
-        if len(stack) > MAX_DEPTH:
-            return None
-    return found
+    x1, y1, x2, y2 = corners
+    return np.where((x2 > x1) & (y2 > y1), (x2 - x1) * (y2 - y1), 0.0)
 
 
 def _shared_and_union(first: Box, second: Box) -> tuple[float, float]:

@@ -7,12 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .extraction import NO_ANSWER, all_boxed, extract_answer, last_tagged, strip_thinking
-from .references import as_text, reference_field, reference_text
+from .extraction import NO_ANSWER, extract_answer, whole_answer
+from .references import reference_text, reference_texts
 from .registry import register
 from .score import BadReferenceError, Completion, Score
 
-_CHOICE = re.compile(r"\(?([A-Za-z])(?:[).:]+|$)\s*(.*)", re.DOTALL)
+_INTRODUCTION = re.compile(
+    r"(?:(?:it is |it's |so |therefore,? )?(?:the )?(?:(?:correct|right|best|final) )?"
+    r"(?:option|choice|answer)(?: is)?:?\s+|故?(?:答案|选项|選項|选|選)[是为為:]*\s*)(?=[(\[]?[A-Za-z](?![A-Za-z]))",
+    re.IGNORECASE,
+)
+_CONFIRMATION = re.compile(
+    r"(?<=[A-Za-z).]) is (?:the )?(?:correct|right|best|answer)(?: (?:answer|option|choice|one))?$"
+)
+_CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+|$)\s*(.*)", re.DOTALL)
+_CONTRADICTION = re.compile(
+    r"(?:is|was)(?:n't| not| wrong| incorrect| false)\b|not (?:correct|right)\b|(?:or|and|[,/&])?\s*\(?[a-z][).:]*$"
+)
 _ANOTHER_CHOICE = re.compile(r"(?:^|[\s,;/&(])(?:[B-HJ-Z](?=$|[\s,;/&).:])|[AI](?=$|[,;/&).:]|\s*$))")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
@@ -32,25 +43,15 @@ class ExactMatch:
     """Compares case-folded; leave off for transcription."""
 
     def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score:
-        accepted = {self._normal(text) for text in self._accepted(reference)}
-        spoken = strip_thinking(completion.text)
-        if spoken is None:
+        accepted = {self._normal(text) for text in reference_texts(reference, self.answer_key)}
+        answer = whole_answer(completion.text)
+        if answer is None:
             return Score(value=0.0, reason="the thought was never closed")
-        tagged = last_tagged(spoken)
-        answer = next(reversed(all_boxed(spoken)), spoken) if tagged is None else tagged
         return Score(value=float(self._normal(answer) in accepted))
 
     def perfect_answer(self, reference: Mapping[str, Any]) -> str:
         """The (first) reference in an `<answer>` tag. Raises `BadReferenceError` where there is none."""
-        return f"<answer>{self._accepted(reference)[0]}</answer>"
-
-    def _accepted(self, reference: Mapping[str, Any]) -> list[str]:
-        value = reference_field(reference, self.answer_key)
-        if not isinstance(value, list | tuple):
-            return [as_text(value, self.answer_key)]
-        if not value:
-            raise BadReferenceError(f"{self.answer_key!r} is an empty list")
-        return [as_text(item, self.answer_key) for item in value]
+        return f"<answer>{reference_texts(reference, self.answer_key)[0]}</answer>"
 
     def _normal(self, text: str) -> str:
         text = unicodedata.normalize("NFKC", text).strip()
@@ -111,6 +112,7 @@ class MultipleChoice:
 def _chosen(answer: str, options: dict[str, str]) -> str | None:
     """The letter that an answer names; None where it names none, several, or contradicts itself."""
     plain = unicodedata.normalize("NFKC", _TEXT_COMMAND.sub(r"\1", answer)).strip().strip("*$").strip()
+    plain = _CONFIRMATION.sub("", _INTRODUCTION.sub("", plain, count=1).rstrip(".!。"))
     by_text = [letter for letter, text in options.items() if text == _normal(plain)]
     match = _CHOICE.fullmatch(plain)
     if match is None or (options and match[1].upper() not in options):
@@ -122,7 +124,7 @@ def _chosen(answer: str, options: dict[str, str]) -> str | None:
         if _normal(said) == options[letter]:
             return letter
         return by_text[0] if len(by_text) == 1 else None  # "C. elegans" may be the text of B
-    return None if _ANOTHER_CHOICE.search(said) else letter
+    return None if _ANOTHER_CHOICE.search(said) or _CONTRADICTION.match(said) else letter
 
 
 def _normal(text: str) -> str:

@@ -36,6 +36,18 @@ def extract_answer(text: str, *, max_chars: int = MAX_ANSWER_CHARS) -> str | Non
     return answer if 0 < len(answer) <= max_chars else None
 
 
+def whole_answer(text: str) -> str | None:
+    r"""The answer where all that was said may be one, as in a transcription; None where a thought was never closed.
+
+    After the thoughts: the last `<answer>`, else the last `\boxed{...}`, else everything. Neither stripped nor bounded.
+    """
+    spoken = strip_thinking(text)
+    if spoken is None:
+        return None
+    tagged = last_tagged(spoken)
+    return next(reversed(all_boxed(spoken)), spoken) if tagged is None else tagged
+
+
 def strip_thinking(text: str) -> str | None:
     """The text without `<think>...</think>`; None where a thought was never closed, so that nothing was said.
 

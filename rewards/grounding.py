@@ -1,15 +1,29 @@
 """The grounding rewards: one box by its overlap, many boxes by F1 after optimal matching. 0-1000 coordinates."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .boxes import MAX_BOXES, Box, area, giou, iou, parse_boxes, same_label, write_boxes
+from .boxes import (
+    MAX_REFERENCE_BOXES,
+    Box,
+    area,
+    giou,
+    iou,
+    iou_matrix,
+    label_matrix,
+    parse_boxes,
+    same_label,
+    write_boxes,
+)
 from .references import reference_field
 from .registry import register
 from .score import BadReferenceError, Completion, Score
 
 COCO_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+DUPLICATE_IOU = 0.9
+"""Two boxes of one label that overlap this much point at the same thing."""
 
 
 @register("grounding_iou")
@@ -55,20 +69,31 @@ class GroundingIoU:
 @register("grounding_boxes")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroundingBoxes:
-    """Mean F1 over IoU thresholds, after the one-to-one matching with the largest total IoU (Hungarian).
+    """How well a list of boxes agrees with the reference's, after one-to-one matching (Hungarian), in [0, 1].
 
-    A second box on the same object finds no partner and counts as a false positive, so spam does not pay. Nothing
-    there and nothing said is 1. The reference holds `boxes`, `[{"bbox_2d": [...], "label": ...}, ...]`, or `bbox_2d`.
+    The matching has the largest total IoU of all. A second box on the same object finds no partner and counts as a
+    false positive, so spam does not pay. Nothing there and nothing said is 1. The reference holds `boxes`,
+    `[{"bbox_2d": [...], "label": ...}, ...]`, or `bbox_2d`.
     """
 
     match_label: bool = True
     """Boxes with different labels never match; a reference box without a label matches any."""
+    measure: Literal["f1", "iou"] = "f1"
+    """f1 averages the F1 at each threshold; iou divides the sum of matched IoUs by the longer list's length, which
+    tells bad boxes from worse ones below the first threshold (Visual-RFT, arXiv 2503.01785)."""
     thresholds: tuple[float, ...] = COCO_THRESHOLDS
-    """IoU from which a matched pair counts; the F1 at each is averaged."""
+    """IoU from which a matched pair counts in an F1."""
+    spam_penalty: float = 0.0
+    """Taken off, times the share of boxes beyond as many as the reference has; more than a false positive costs."""
+    duplicate_penalty: float = 0.0
+    """Taken off, times the share of boxes that repeat an earlier one: its label, and an IoU of 0.9 with it or more."""
 
     def __post_init__(self) -> None:
         if not self.thresholds or not all(0 < threshold <= 1 for threshold in self.thresholds):
             raise ValueError(f"thresholds must be one or more numbers in (0, 1], got {self.thresholds}")
+        for name in ("spam_penalty", "duplicate_penalty"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score:
         gold = reference_boxes(reference)
@@ -78,33 +103,53 @@ class GroundingBoxes:
         if not gold and not boxes:
             return Score(value=1.0, parts={"num_boxes": 0.0})
         overlaps = matched_ious(boxes, gold, match_label=self.match_label)
-        f1s = [2 * sum(o >= threshold for o in overlaps) / (len(boxes) + len(gold)) for threshold in self.thresholds]
+        duplicates = num_duplicates(boxes)
+        hits = sum(overlap >= self.thresholds[0] for overlap in overlaps)
+        said = max(len(boxes), 1)
+        penalty = self.spam_penalty * max(len(boxes) - len(gold), 0) / said + self.duplicate_penalty * duplicates / said
         parts = {
             "num_boxes": float(len(boxes)),
-            "precision": sum(o >= self.thresholds[0] for o in overlaps) / max(len(boxes), 1),
-            "recall": sum(o >= self.thresholds[0] for o in overlaps) / max(len(gold), 1),
+            "num_duplicates": float(duplicates),
+            "precision": hits / said,
+            "recall": hits / max(len(gold), 1),
         }
-        return Score(value=sum(f1s) / len(f1s), parts=parts)
+        return Score(value=max(self._agreement(overlaps, len(boxes), len(gold)) - penalty, 0.0), parts=parts)
 
     def perfect_answer(self, reference: Mapping[str, Any]) -> str:
         """The reference's boxes in Qwen3-VL's JSON. Raises `BadReferenceError` where they are no boxes in 0-1000."""
         return write_boxes(reference_boxes(reference))
 
+    def _agreement(self, overlaps: Sequence[float], said: int, wanted: int) -> float:
+        if self.measure == "iou":
+            return sum(overlaps) / max(said, wanted)
+        hits = [sum(overlap >= threshold for overlap in overlaps) for threshold in self.thresholds]
+        return sum(2 * hit / (said + wanted) for hit in hits) / len(hits)
 
-def matched_ious(predicted: list[Box], gold: list[Box], *, match_label: bool) -> list[float]:
+
+def matched_ious(predicted: Sequence[Box], gold: Sequence[Box], *, match_label: bool) -> list[float]:
     """IoU of each matched pair in the one-to-one matching with the largest sum of IoUs; pairs apart are left out."""
     if not predicted or not gold:
         return []
-    import numpy as np
     from scipy.optimize import linear_sum_assignment  # loads for a third of a second; most runs have no boxes
 
-    overlaps = np.zeros((len(predicted), len(gold)))
-    for row, box in enumerate(predicted):
-        for column, target in enumerate(gold):
-            if not match_label or not target.label or same_label(box.label, target.label):
-                overlaps[row, column] = iou(box, target)
+    overlaps = iou_matrix(predicted, gold)
+    if match_label:
+        overlaps *= label_matrix([box.label for box in predicted], [target.label for target in gold], wild=True)
+    overlaps = overlaps[overlaps.any(axis=1)]  # boxes that meet nothing cannot match, and the matching is cubic
+    overlaps = overlaps[:, overlaps.any(axis=0)]
     rows, columns = linear_sum_assignment(overlaps, maximize=True)
     return [float(overlap) for overlap in overlaps[rows, columns] if overlap > 0]
+
+
+def num_duplicates(boxes: Sequence[Box]) -> int:
+    """How many boxes repeat one that came before: the same label, and an IoU of at least `DUPLICATE_IOU` with it."""
+    if len(boxes) < 2:
+        return 0
+    import numpy as np
+
+    labels = [box.label for box in boxes]
+    repeats = (iou_matrix(boxes, boxes) >= DUPLICATE_IOU) & label_matrix(labels, labels, wild=False)
+    return int(np.tril(repeats, k=-1).any(axis=1).sum())
 
 
 def reference_boxes(reference: Mapping[str, Any]) -> list[Box]:
@@ -115,8 +160,12 @@ def reference_boxes(reference: Mapping[str, Any]) -> list[Box]:
     if reference.get("boxes") is None:
         return [_reference_box(reference_field(reference, "bbox_2d"), reference.get("label") or "")]
     items = reference["boxes"]
-    if isinstance(items, str | Mapping) or len(items) > MAX_BOXES:
-        raise BadReferenceError(f"'boxes' must be a list of at most {MAX_BOXES} boxes, got {items!r:.80}")
+    if not isinstance(items, list | tuple):
+        raise BadReferenceError(f"'boxes' must be a list of boxes, got {items!r:.80}")
+    if len(items) > MAX_REFERENCE_BOXES:
+        raise BadReferenceError(
+            f"'boxes' holds {len(items)} boxes; at most {MAX_REFERENCE_BOXES} can be matched in time"
+        )
     boxes = []
     for item in items:
         if not isinstance(item, Mapping):

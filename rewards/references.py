@@ -20,6 +20,16 @@ def reference_text(reference: Mapping[str, Any], key: str) -> str:
     return as_text(reference_field(reference, key), key)
 
 
+def reference_texts(reference: Mapping[str, Any], key: str) -> list[str]:
+    """`reference[key]`, a text, a number or a list of such, as stripped texts. Raises `BadReferenceError` otherwise."""
+    value = reference_field(reference, key)
+    if not isinstance(value, list | tuple):
+        return [as_text(value, key)]
+    if not value:
+        raise BadReferenceError(f"{key!r} is an empty list")
+    return [as_text(item, key) for item in value]
+
+
 def as_text(value: Any, key: str) -> str:
     """A reference value as stripped text. Raises `BadReferenceError` unless it is non-empty text or a number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):

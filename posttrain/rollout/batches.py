@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from posttrain.algorithms import AdvantageKind, Average, group_advantages
-from posttrain.batches import StepBatch
+from posttrain.algorithms import AdvantageKind, Average, distillation_advantages, group_advantages
+from posttrain.batches import Annotate, StepBatch
 from posttrain.data import Mixture, RenderedPrompt, Renderer, TooLong
 from posttrain.errors import DataError
 from posttrain.model import Budget, PackedPolicy, TokenSequence
@@ -27,11 +27,13 @@ _RESAMPLE_STRIDE = 1 << 20
 """Steps from here on in the data order are read by resampling, out of reach of the steps themselves."""
 
 ReferenceLogprobs = Callable[[Sequence[TokenSequence]], list[torch.Tensor]]
+TeacherLogprobs = Callable[[Sequence[str], Sequence[TokenSequence]], list[np.ndarray]]
+"""(task of each, sequences) -> [trained tokens] log-probabilities of each, by the task's teacher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings:
-    """How an RL step is made of prompts."""
+    """How a step of rollouts is made of prompts."""
 
     batch_size: int
     """Prompts over all ranks."""
@@ -45,6 +47,10 @@ class RolloutSettings:
     zero_signal: Literal["drop", "resample", "keep"]
     resample_limit: int
     seed: int
+    without_score: bool = False
+    """True: answers without a score, or a part in any comparison, are trained on too: a teacher judges every token."""
+    teacher_advantage: float = 0.0
+    """Times log p_teacher - log p_student of each sampled token is added to its advantage."""
 
 
 class RolloutBatches:
@@ -56,19 +62,22 @@ class RolloutBatches:
         mixture: Mixture,
         renderer: Renderer,
         engine: Engine,
-        rewards: RewardTable,
+        rewards: RewardTable | None,
         policy: PackedPolicy,
         budget: Budget,
         settings: RolloutSettings,
         decode: Callable[[Sequence[int]], str],
         reference_logprobs: ReferenceLogprobs | None = None,
+        teacher_logprobs: TeacherLogprobs | None = None,
+        annotate: Annotate | None = None,
         rank: int = 0,
         world: int = 1,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._mixture, self._renderer, self._engine, self._rewards = mixture, renderer, engine, rewards
         self._policy, self._budget, self._settings, self._decode = policy, budget, settings, decode
-        self._reference_logprobs = reference_logprobs
+        self._reference_logprobs, self._teacher_logprobs = reference_logprobs, teacher_logprobs
+        self._annotate = annotate
         self._rank, self._world, self._autocast = rank, world, autocast
 
     def batch(self, step: int) -> StepBatch:
@@ -92,19 +101,16 @@ class RolloutBatches:
             groups = self._roll(examples, seed=_seed(settings.seed, step, attempt, self._rank), clock=clock)
             asked += len(examples)
             seen += groups
-            kept += [g for g in groups if settings.zero_signal == "keep" or _has_signal(g)]
+            kept += [g for g in groups if settings.zero_signal == "keep" or self._has_signal(g)]
         self._engine.rest()
-        sequences = [self._sequence(t) for group in kept for t in group.trajectories if _counts(t)]
-        sequences = self._with_trainer_logprobs(sequences)
-        clock.lap("time/score_s")
-        metrics = _metrics(seen) | clock.laps
-        metrics["zero_signal_frac"] = Average(
-            total=float(sum(not _has_signal(g) for g in seen)), count=float(len(seen))
-        )
-        metrics["dropped_frac"] = Average(total=float(asked - len(seen)), count=float(asked))
+        metrics = _metrics(seen, scored=self._rewards is not None)
+        if self._rewards is not None:
+            metrics["zero_signal_frac"] = _frac(sum(not has_signal(g) for g in seen), len(seen))
+        metrics["dropped_frac"] = _frac(asked - len(seen), asked)
+        hands = self._deal(kept, metrics, clock)
         return StepBatch(
-            mini_batches=self._deal(kept, sequences),
-            metrics=metrics,
+            mini_batches=hands,
+            metrics=metrics | clock.laps,
             trajectories=[t for group in seen for t in group.trajectories],
         )
 
@@ -115,7 +121,7 @@ class RolloutBatches:
         """
         prompts: list[tuple[Example, RenderedPrompt]] = []
         for example in examples:
-            if not self._rewards.serves(example.task):
+            if self._rewards is not None and not self._rewards.serves(example.task):
                 raise DataError(
                     f"{example.id} is of task '{example.task}', which has no rewards; rewards are given for: "
                     f"{', '.join(self._rewards.tasks)}"
@@ -134,7 +140,7 @@ class RolloutBatches:
             autocast=self._autocast,
         )
         clock.lap("time/rollout_s")
-        scores = score(trajectories, self._rewards)
+        scores = score(trajectories, self._rewards) if self._rewards else [_NO_REWARD] * len(trajectories)
         clock.lap("time/reward_s")
         groups = []
         for place in range(0, len(trajectories), self._settings.group_size):
@@ -166,26 +172,48 @@ class RolloutBatches:
             },
         )
 
-    def _with_trainer_logprobs(self, sequences: list[TokenSequence]) -> list[TokenSequence]:
+    def _with_logprobs(self, tasks: Sequence[str], sequences: list[TokenSequence]) -> list[TokenSequence]:
         """Adds what forward passes at the present weights say, where it is wanted."""
-        temperature = self._settings.temperature
-        if self._settings.recompute_logprobs:
-            found = self._policy.logprobs(sequences, self._budget, temperature=temperature)
-            sequences = [_with_stream(s, OLD_LOGPROBS, x) for s, x in zip(sequences, found, strict=True)]
+        settings = self._settings
+        if settings.recompute_logprobs:
+            found = self._policy.logprobs(sequences, self._budget, temperature=settings.temperature)
+            sequences = [_with_stream(s, OLD_LOGPROBS, x.numpy()) for s, x in zip(sequences, found, strict=True)]
         if self._reference_logprobs is not None:
             found = self._reference_logprobs(sequences)
-            sequences = [_with_stream(s, REFERENCE_LOGPROBS, x) for s, x in zip(sequences, found, strict=True)]
+            sequences = [_with_stream(s, REFERENCE_LOGPROBS, x.numpy()) for s, x in zip(sequences, found, strict=True)]
+        if self._teacher_logprobs is not None:
+            heard = self._teacher_logprobs(tasks, sequences)
+            sequences = [_taught(s, x, settings.teacher_advantage) for s, x in zip(sequences, heard, strict=True)]
         return sequences
 
-    def _deal(self, groups: Sequence[Group], sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+    def _deal(self, groups: Sequence[Group], metrics: dict[str, Average], clock: "_Clock") -> list[list[TokenSequence]]:
         """Whole groups into mini-batches like cards, task by task, so that each holds every task."""
-        hands: list[list[TokenSequence]] = [[] for _ in range(self._settings.mini_batches)]
-        remaining = iter(sequences)
-        by_group = [[next(remaining) for t in group.trajectories if _counts(t)] for group in groups]
-        order = sorted(range(len(groups)), key=lambda i: (groups[i].example.task, i))
-        for place, i in enumerate(order):
-            hands[place % len(hands)] += by_group[i]
-        return hands
+        order = sorted(groups, key=lambda group: group.example.task)
+        hands: list[int] = []
+        tasks: list[str] = []
+        sequences: list[TokenSequence] = []
+        for place, group in enumerate(order):
+            for trajectory in group.trajectories:
+                if self._settings.without_score or _counts(trajectory):
+                    hands.append(place % self._settings.mini_batches)
+                    tasks.append(group.example.task)
+                    sequences.append(self._sequence(trajectory))
+        sequences = self._with_logprobs(tasks, sequences)
+        clock.lap("time/score_s")
+        annotated: Sequence[TokenSequence | None] = sequences
+        if self._annotate is not None:
+            annotated, noted = self._annotate.annotate(tasks, sequences)
+            metrics |= noted
+            clock.lap("time/teacher_s")
+        dealt: list[list[TokenSequence]] = [[] for _ in range(self._settings.mini_batches)]
+        for hand, sequence in zip(hands, annotated, strict=True):
+            if sequence is not None:
+                dealt[hand].append(sequence)
+        return dealt
+
+    def _has_signal(self, group: Group) -> bool:
+        """A teacher has something to say of every group."""
+        return self._settings.without_score or self._settings.teacher_advantage > 0 or has_signal(group)
 
 
 def ask(
@@ -257,14 +285,33 @@ def _counts(trajectory: Trajectory) -> bool:
     return trajectory.score is not None and trajectory.score.is_scored
 
 
-def _has_signal(group: Group) -> bool:
+def has_signal(group: Group) -> bool:
+    """True where its members' rewards differ."""
     return any(t.advantage != 0.0 for t in group.trajectories)
 
 
-def _with_stream(sequence: TokenSequence, name: str, values: torch.Tensor) -> TokenSequence:
+def _with_stream(sequence: TokenSequence, name: str, values: np.ndarray) -> TokenSequence:
     stream = np.zeros(sequence.num_tokens, dtype=np.float32)
-    stream[sequence.mask] = values.numpy()
+    stream[sequence.mask] = values
     return replace(sequence, streams={**sequence.streams, name: stream})
+
+
+def _taught(sequence: TokenSequence, teacher_logprobs: np.ndarray, coefficient: float) -> TokenSequence:
+    """The sequence with the teacher's verdict on each sampled token in its advantages."""
+    own = {name: torch.from_numpy(sequence.streams[name][sequence.mask]) for name in (ADVANTAGES, OLD_LOGPROBS)}
+    verdicts = distillation_advantages(
+        teacher_logprobs_T=torch.from_numpy(teacher_logprobs),
+        student_logprobs_T=own[OLD_LOGPROBS],
+        coefficient=coefficient,
+    )
+    return _with_stream(sequence, ADVANTAGES, (own[ADVANTAGES] + verdicts).numpy())
+
+
+def _frac(part: int, whole: int) -> Average:
+    return Average(total=float(part), count=float(whole))
+
+
+_NO_REWARD = Score.unscored("no reward is asked")
 
 
 def _seed(*numbers: int) -> int:
@@ -288,17 +335,18 @@ class _Clock:
         return {name: Average(total=seconds, count=1.0) for name, seconds in self._seconds.items()}
 
 
-def _metrics(groups: Sequence[Group]) -> dict[str, Average]:
+def _metrics(groups: Sequence[Group], *, scored: bool) -> dict[str, Average]:
     """Means over trajectories: rewards by task and part, lengths, and what was truncated or unscored."""
     values: dict[str, list[float]] = defaultdict(list)
     for group in groups:
-        scored = [t.score.value for t in group.trajectories if t.score is not None and t.score.value is not None]
-        if len(scored) > 1:
-            values["reward_std"].append(float(np.std(scored, ddof=1)))
+        rewards = [t.score.value for t in group.trajectories if t.score is not None and t.score.value is not None]
+        if len(rewards) > 1:
+            values["reward_std"].append(float(np.std(rewards, ddof=1)))
         for t in group.trajectories:
             values["length/mean"].append(float(t.mask.sum()))
             values["truncated_frac"].append(float(t.status is Status.TRUNCATED))
-            values["unscored_frac"].append(float(not _counts(t)))
+            if scored:
+                values["unscored_frac"].append(float(not _counts(t)))
             if t.score is None or t.score.value is None:
                 continue
             values["reward"].append(t.score.value)

@@ -1,1 +1,1 @@
-"""Teachers of a student: a local model, the student without its adapters, or a vLLM server; with scores kept on disk."""
+"""Teachers of a student: local models, the student without adapters, vLLM servers; and scores kept on disk."""

@@ -247,3 +247,36 @@ def test_a_stream_that_only_some_sequences_have_is_named():
     assert full.streams
     with pytest.raises(ValueError, match=f"only some of the sequences have the stream '{min(full.streams)}'"):
         pack([full, bare], FACTS, NO_LIMIT)
+
+
+def in_lane(sequence, lane, width=0):
+    tables = {"ids": np.arange(sequence.num_trained * width, dtype=np.int32).reshape(-1, width)} if width else {}
+    return dataclasses.replace(sequence, lane=lane, tables=tables)
+
+
+def test_sequences_of_different_lanes_never_share_a_row_nor_a_prefix():
+    same = [sequence([5, 6], [7, 8]) for _ in range(4)]
+    rows = pack([in_lane(s, i % 2) for i, s in enumerate(same)], FACTS, NO_LIMIT)
+    assert sorted((row.lane, row.sequence_ids) for row in rows) == [(0, (0, 2)), (1, (1, 3))]
+    assert [row.num_tokens for row in rows] == [2 + 2 * 2] * 2
+
+
+def test_a_row_brings_the_tables_of_its_trained_tokens_in_their_own_dtype():
+    rows = pack([in_lane(sequence([5], own), 0, width=3) for own in ([7, 8], [9])], FACTS, NO_LIMIT)
+    (row,) = rows
+    assert row.tables["ids"].dtype == torch.int32
+    parts = row.tables["ids"].split(row.lengths_S.tolist())
+    for place, part in zip(row.sequence_ids, parts, strict=True):
+        assert part.tolist() == [[3 * t, 3 * t + 1, 3 * t + 2] for t in range(2 - place)]
+
+
+def test_each_lane_has_tables_of_its_own():
+    rows = pack([in_lane(sequence([5], [7]), 0, width=2), in_lane(sequence([5], [7]), 1)], FACTS, NO_LIMIT)
+    assert sorted((row.lane, len(row.tables)) for row in rows) == [(0, 1), (1, 0)]
+    with pytest.raises(ValueError, match="only some of the sequences have the stream 'ids'"):
+        pack([in_lane(sequence([5], [7]), 0, width=2), in_lane(sequence([5], [7]), 0)], FACTS, NO_LIMIT)
+
+
+def test_a_table_has_one_row_for_each_trained_token():
+    with pytest.raises(ValueError, match=r"table 'ids' has shape \(1, 2\) for 2 trained tokens"):
+        dataclasses.replace(sequence([5], [7, 8]), tables={"ids": np.zeros((1, 2), dtype=np.int32)})

@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from posttrain.batches import BatchSource, StepBatch
-from posttrain.build import Loaded, load, make_accelerator, make_renderer
+from posttrain.build import make_renderer
 from posttrain.checkpoints import Checkpoint
 from posttrain.config import ModelSection, Recipe
 from posttrain.data import corpus
+from posttrain.loaded import Loaded, load, make_accelerator
 from posttrain.objectives import Objective, Supervised
 from posttrain.recipe import parse_recipe
 from posttrain.runs import StageFolder

@@ -65,8 +65,8 @@ class Made:
 
 @pytest.fixture(scope="module")
 def loaded(tiny_vl: Path, accelerator: Any) -> Any:
-    from posttrain.build import load
     from posttrain.config import ModelSection
+    from posttrain.loaded import load
 
     return load(ModelSection(path=str(tiny_vl), dtype="float32"), tiny_vl, accelerator)
 

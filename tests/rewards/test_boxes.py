@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from posttrain.rewards import Box, giou, iou, parse_boxes, write_boxes
+from posttrain.rewards.boxes import iou_matrix, label_matrix
 
 UNIT = Box(0, 0, 100, 100)
 numbers = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-2000, 2000).map(float)
@@ -38,6 +39,18 @@ def test_overlap_is_symmetric_bounded_and_never_raises(first: Box, second: Box) 
     assert 0 <= iou(first, second) <= 1
     assert iou(first, second) == iou(second, first)
     assert -1 <= giou(first, second) <= iou(first, second) + 1e-9
+
+
+@given(st.lists(any_box, max_size=5), st.lists(any_box, max_size=5))
+def test_the_matrix_of_overlaps_holds_what_iou_says(first: list[Box], second: list[Box]) -> None:
+    wanted = [[iou(a, b) for b in second] for a in first]
+    assert iou_matrix(first, second).tolist() == [pytest.approx(row) for row in wanted]
+
+
+def test_labels_are_compared_as_a_matrix() -> None:
+    same = label_matrix(["cat", " CAT", "dog", ""], ["cat", "", "ｃａｔ"], wild=False)
+    assert same.tolist() == [[True, False, True], [True, False, True], [False, False, False], [False, True, False]]
+    assert label_matrix(["dog"], ["cat", ""], wild=True).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import time
 
 import pytest
 from posttrain.rewards import BadReferenceError, Box, Completion, GroundingBoxes, GroundingIoU, iou, write_boxes
@@ -71,6 +72,42 @@ def test_labels_can_be_ignored() -> None:
 def test_spam_of_the_same_box_pays_less_with_every_copy() -> None:
     scores = [GroundingBoxes()(said(TWO["boxes"] * copies), TWO).value or 0.0 for copies in range(1, 6)]
     assert scores == sorted(scores, reverse=True) and scores[0] == 1.0 and scores[4] < 0.35
+
+
+def test_boxes_below_the_first_threshold_still_tell_bad_from_worse_by_their_iou() -> None:
+    one = {"boxes": [{"bbox_2d": [0, 0, 100, 100]}]}
+    answers = [[0, 0, 100, 40], [0, 0, 100, 30], [200, 200, 300, 300]]
+    assert [GroundingBoxes()(said([answer]), one).value for answer in answers] == [0.0, 0.0, 0.0]
+    soft = GroundingBoxes(measure="iou")
+    assert [soft(said([answer]), one).value for answer in answers] == pytest.approx([0.4, 0.3, 0.0])
+    assert soft(said([[0, 0, 100, 100]] * 4), one).value == pytest.approx(0.25)
+
+
+def test_penalties_for_spam_and_duplicates_come_on_top() -> None:
+    answer, one = said([ONE, ONE, {"bbox_2d": [800, 800, 900, 900], "label": "cat"}]), {"boxes": [ONE]}
+    score = GroundingBoxes()(answer, one)
+    assert score.value == pytest.approx(2 / 4) and score.parts["num_duplicates"] == 1
+    assert GroundingBoxes(spam_penalty=0.3)(answer, one).value == pytest.approx(2 / 4 - 0.3 * 2 / 3)
+    assert GroundingBoxes(duplicate_penalty=0.3)(answer, one).value == pytest.approx(2 / 4 - 0.3 * 1 / 3)
+    assert GroundingBoxes(spam_penalty=9.0)(answer, one).value == 0.0
+    other = said([ONE, {**ONE, "label": "dog"}])
+    assert GroundingBoxes()(other, one).parts["num_duplicates"] == 0
+    with pytest.raises(ValueError, match="spam_penalty"):
+        GroundingBoxes(spam_penalty=-1.0)
+
+
+def test_thousands_of_boxes_take_little_time() -> None:
+    rng = random.Random(0)
+    gold = [{"bbox_2d": [x, y, x + 100, y + 100]} for x, y in (rng.choices(range(900), k=2) for _ in range(500))]
+    spam = [[x, y, x + 100, y + 100] for x, y in (rng.choices(range(900), k=2) for _ in range(2000))]
+    nested = [[0, 0, 1000 - i / 10, 1000] for i in range(2000)]
+    started = time.process_time()
+    for boxes in (spam, nested):
+        assert 0 <= (GroundingBoxes()(said(boxes), {"boxes": gold}).value or 0.0) < 0.3
+    assert GroundingBoxes()(said([[0, 0, 1, 1]] * 50_000), {"boxes": gold}).reason == "no readable list of boxes"
+    assert time.process_time() - started < 15  # a second or two alone
+    with pytest.raises(BadReferenceError, match="holds 600 boxes"):
+        GroundingBoxes()(said([]), {"boxes": [ONE] * 600})
 
 
 def test_matching_has_the_largest_total_overlap_of_all_matchings() -> None:

@@ -1,0 +1,101 @@
+"""Who answers: the protocol, and a local teacher behind a rollout engine."""
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from posttrain.data import RenderedPrompt, Renderer, TooLong
+from posttrain.errors import ConfigError
+from posttrain.records import Example, Status, Trajectory
+from posttrain.rollout.batches import ask
+from posttrain.rollout.engine import Engine, Sampling
+from posttrain.teachers.answer import Answer
+
+_log = logging.getLogger(__name__)
+
+_OPENED = re.compile(r"<think>\s*\Z")
+_TAIL = 16
+"""Tokens of a prompt's end in which a template may open the thoughts."""
+
+
+class AnswerSource(Protocol):
+    """A teacher that answers prompts. A failure is a TeacherError or an EngineError in one sentence."""
+
+    @property
+    def name(self) -> str:
+        """As the recipe calls it; written beside every answer."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal weights; written beside every answer."""
+        ...
+
+    def answer(
+        self, examples: Sequence[Example], *, n: int, sampling: Sampling, thinking: bool | None
+    ) -> list[list[Answer]]:
+        """`n` answers to each example, in their order; none to one that is too long for the teacher to read.
+
+        An answer that the example ends with is not shown to the teacher. `thinking` is the template's enable_thinking;
+        None leaves it out. Equal calls give equal answers as far as the teacher can promise it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAnswers:
+    """A local teacher: any rollout engine that holds its weights, asked in the teacher's own chat template."""
+
+    name: str
+    identity: str
+    engine: Engine
+    renderers: Mapping[bool | None, Renderer]
+    """The teacher's renderers with enable_thinking True, False and None. Longer prompts than theirs are not asked."""
+    decode: Callable[[Sequence[int]], str]
+    """Text of tokens with the markup left in."""
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __post_init__(self) -> None:
+        if missing := [mode for mode in (True, False, None) if mode not in self.renderers]:
+            raise ConfigError(f"teacher '{self.name}' needs a renderer with enable_thinking={missing[0]}")
+
+    def answer(
+        self, examples: Sequence[Example], *, n: int, sampling: Sampling, thinking: bool | None
+    ) -> list[list[Answer]]:
+        """As the protocol says. Raises ConfigError where the template writes the same prompt, thinking or not."""
+        prompts: list[tuple[Example, RenderedPrompt]] = []
+        places: list[int] = []
+        for place, example in enumerate(examples):
+            try:
+                prompts.append((example, self.renderers[thinking].render_prompt(example)))
+                places.append(place)
+            except TooLong as error:
+                _log.warning("not asked: %s", error)
+        if prompts and thinking is not None:
+            self._check_modes(*prompts[0], thinking)
+        said = ask(prompts, self.engine, sampling, group_size=n, decode=self.decode, autocast=self.autocast)
+        answers: list[list[Answer]] = [[] for _ in examples]
+        for index, trajectory in enumerate(said):
+            answers[places[index // n]].append(self._answer(trajectory))
+        return answers
+
+    def _answer(self, trajectory: Trajectory) -> Answer:
+        """Thoughts that the generation prompt has opened are a part of the turn: a chat template renders them again."""
+        end = trajectory.prompt_length
+        opened = _OPENED.search(self.decode(trajectory.token_ids[max(0, end - _TAIL) : end].tolist()))
+        text = (opened[0] if opened else "") + trajectory.text
+        return Answer(text=text, finished=trajectory.status is Status.FINISHED)
+
+    def _check_modes(self, example: Example, prompt: RenderedPrompt, thinking: bool) -> None:
+        try:
+            other = self.renderers[not thinking].render_prompt(example)
+        except TooLong:  # then it is another prompt
+            return
+        if other.token_ids.tolist() == prompt.token_ids.tolist():
+            raise ConfigError(
+                f"teacher '{self.name}' is asked the same with thinking on and off: its chat template does not read "
+                "enable_thinking; set thinking to 'template'"
+            )

@@ -1,0 +1,121 @@
+"""The whole recipe, and what must hold between its parts."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.sections import (
+    EngineSection,
+    EvaluationSection,
+    ModelSection,
+    Section,
+    TaskSection,
+    TeacherSection,
+)
+from posttrain.config.stages import AnswersStage, OffPolicyDistillStage, OnPolicyDistillStage, SFTStage, Stage
+
+
+class Recipe(Section):
+    name: str = Field(description="Name of the run.")
+    output_dir: str | None = Field(default=None, description="Folder of the run; default runs/NAME.")
+    seed: int = Field(
+        default=0, ge=0, description="Of data order, sampling and initialisation; equal seeds repeat exactly."
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; default: all cores. Tiny models want 1.")
+    model: ModelSection
+    rewards: dict[str, TaskSection] = Field(
+        default={}, description="Task: its rewards; 'default' serves tasks without an entry."
+    )
+    teachers: dict[str, TeacherSection] = Field(default={}, description="Name: a teacher that stages may ask.")
+    engine: EngineSection = EngineSection()  # pyright: ignore[reportCallIssue]
+    evaluation: EvaluationSection | None = Field(
+        default=None, description="Held-out measurements; null measures nothing."
+    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[], description="Beside metrics.jsonl.")
+    stages: dict[str, Stage] = Field(min_length=1, description="Run in this order; each starts from the one before.")
+
+    @model_validator(mode="after")
+    def _stages_stand_on_earlier_ones(self) -> "Recipe":
+        models: list[str] = []
+        answers: list[str] = []
+        for name, stage in self.stages.items():
+            if not stage.data:
+                raise ValueError(f"stages.{name}.data is empty: name at least one source")
+            for place, data in enumerate(stage.data):
+                if data.stage is not None:
+                    _known(f"stages.{name}.data.{place}.stage", data.stage, answers, "earlier stage of answers")
+            for task, teacher in routes_of(name, stage, self.teachers).items():
+                _known(f"stages.{name}.teachers.{task}", teacher, self.teachers, "teacher of this recipe")
+                section = self.teachers[teacher]
+                if section.stage is not None:
+                    _known(f"teachers.{teacher}.stage", section.stage, models, f"stage before '{name}' that trains")
+                _check_teaching(f"stages.{name}", stage, teacher, section)
+            if isinstance(stage, AnswersStage):
+                answers.append(name)
+                continue
+            if stage.start is not None:
+                _known(f"stages.{name}.start", stage.start, models, "earlier stage that trains")
+            models.append(name)
+        return self
+
+
+def is_taught(stage: Stage) -> bool:
+    """True where the stage asks a teacher."""
+    match stage:
+        case SFTStage():
+            return False
+        case AnswersStage() | OffPolicyDistillStage() | OnPolicyDistillStage():
+            return True
+        case _:
+            return stage.distill_coefficient > 0 or stage.teacher_advantage > 0
+
+
+def routes_of(name: str, stage: Stage, teachers: Mapping[str, object]) -> dict[str, str]:
+    """Task -> name of the teacher; 'default' serves tasks without an entry. Empty where none is asked.
+
+    Raises ValueError where it is not said which of several teachers is meant.
+    """
+    if isinstance(stage, SFTStage) or not is_taught(stage):
+        return {}
+    if stage.teachers:
+        return dict(stage.teachers)
+    if len(teachers) != 1:
+        wanted = "add a 'teachers' section" if not teachers else f"say which of {', '.join(teachers)} in its 'teachers'"
+        raise ValueError(f"stages.{name} asks a teacher: {wanted}")
+    return {"default": next(iter(teachers))}
+
+
+def _check_teaching(where: str, stage: Stage, teacher: str, section: TeacherSection) -> None:
+    """What this kind of teacher can be asked by this stage."""
+    if isinstance(stage, (SFTStage, AnswersStage)):
+        if section.student:
+            raise ValueError(
+                f"{where}: teacher '{teacher}' is the student itself, which cannot answer in its own stead"
+            )
+        return
+    ahead = section.server is not None or (section.cache is not None and isinstance(stage, OffPolicyDistillStage))
+    if not ahead or not stage.distill_coefficient:
+        return
+    kind = "a server" if section.server is not None else "kept in a cache"
+    if stage.top_k is None:
+        raise ValueError(f"{where}: teacher '{teacher}' is {kind}, which gives top-k scores: set top_k, such as 64")
+    if stage.support == "student":
+        raise ValueError(
+            f"{where}: teacher '{teacher}' is {kind}, which knows its own top k only: set support: teacher"
+        )
+    if stage.temperature != 1.0:
+        raise ValueError(
+            f"{where}: teacher '{teacher}' is {kind}, which scores at temperature 1: set temperature to 1, or take a "
+            "local teacher without a cache"
+        )
+
+
+def _known(where: str, name: str, known: Iterable[str], what: str) -> None:
+    names = list(known)
+    if name in names:
+        return
+    close = get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(names)}" if names else ""
+    raise ValueError(f"{where}: '{name}' is no {what}{hint}")

@@ -1,0 +1,81 @@
+"""The run's engine: made once, on the first rollout or evaluation, and handed from stage to stage."""
+
+import hashlib
+from pathlib import Path
+
+from accelerate import Accelerator
+from peft import PeftModel
+
+from posttrain.checkpoints import is_sharded
+from posttrain.config import EngineSection, ModelSection
+from posttrain.errors import ConfigError
+from posttrain.loaded import Loaded
+from posttrain.rollout.engine import Engine
+
+
+class EngineRoom:
+    """Hands out the engine that samples from a model; a vLLM engine serves every stage whose model has its shape."""
+
+    def __init__(self, section: EngineSection, model: ModelSection, seed: int, accelerator: Accelerator) -> None:
+        self._section, self._model, self._seed, self._accelerator = section, model, seed, accelerator
+        self._vllm: Engine | None = None
+        self._shape = ""
+
+    def engine_for(self, loaded: Loaded) -> Engine:
+        section = self._section
+        if section.kind == "transformers":
+            if is_sharded(self._accelerator):
+                raise ConfigError(
+                    "engine.kind 'transformers' samples from the trained model, which FSDP and DeepSpeed cut into "
+                    "shards; set engine.kind to 'vllm'"
+                )
+            from posttrain.rollout.transformers_engine import TransformersEngine
+
+            return TransformersEngine(
+                loaded.policy,
+                loaded.facts,
+                max_batch_tokens=section.max_batch_tokens,
+                vocab_limit=len(loaded.tokenizer),
+            )
+        shape = _shape_of(loaded)
+        if self._vllm is not None and shape != self._shape:
+            self.close()
+        if self._vllm is None:
+            from posttrain.rollout.vllm_engine import VllmEngine
+
+            engine: Engine = VllmEngine(
+                _base_folder(loaded),
+                loaded.facts,
+                loaded.processor if loaded.facts.has_vision else None,  # pyright: ignore[reportArgumentType]
+                dtype=self._model.dtype,
+                max_model_len=section.max_model_len,
+                max_images=section.max_images,
+                max_num_seqs=section.max_num_seqs,
+                gpu_memory_utilization=section.gpu_memory_utilization,
+                tensor_parallel_size=section.tensor_parallel_size,
+                enforce_eager=section.enforce_eager,
+                enable_sleep=section.sleep and self._accelerator.device.type == "cuda",
+                seed=self._seed,
+            )
+            self._vllm, self._shape = engine, shape
+        return self._vllm
+
+    def close(self) -> None:
+        if self._vllm is not None:
+            self._vllm.close()
+            self._vllm = None
+
+
+def _base_folder(loaded: Loaded) -> Path | str:
+    """What an engine of its own can start from: the base model of an adapter."""
+    model = loaded.policy.model
+    if isinstance(model, PeftModel):
+        base = model.peft_config["default"].base_model_name_or_path
+        return base or loaded.path
+    return loaded.path
+
+
+def _shape_of(loaded: Loaded) -> str:
+    """Equal for models that can take over each other's weights."""
+    config = loaded.policy.base_model.config
+    return hashlib.sha256(f"{type(config).__name__} {config.to_json_string(use_diff=False)}".encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""A stage of `answers`: a recipe's teachers answer prompts once, and what rewards let through becomes a data set."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from posttrain.answers import AnswerSource, CollectSettings, EngineAnswers, collect
+from posttrain.build import make_mixture, make_renderer
+from posttrain.config import AnswersStage, ModelSection, Recipe, TeacherSection, routes_of
+from posttrain.loaded import Loaded, load
+from posttrain.rewards import RewardTable
+from posttrain.rollout.engine_room import EngineRoom
+from posttrain.runs import StageFolder, read_json, write_json
+from posttrain.teachers.identity import checkpoint_identity
+from posttrain.teachers.room import TeacherRoom
+
+
+@dataclass(kw_only=True)
+class AnswersRun:
+    """A stage of answers with all that its run wants."""
+
+    recipe: Recipe
+    name: str
+    stage: AnswersStage
+    folder: StageFolder
+    fingerprint: str
+    rewards: RewardTable | None
+    engines: EngineRoom
+    teachers: TeacherRoom
+    accelerator: Accelerator
+    console: Console
+
+    def result(self) -> dict[str, Any]:
+        """Asks what is not asked yet."""
+        if self.folder.result.is_file():
+            self.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
+            return read_json(self.folder.result)
+        started = time.perf_counter()
+        stage = self.stage
+        self.console.rule(f"[bold]{self.name}[/bold]  answers")
+        routes = routes_of(self.name, stage, self.recipe.teachers)
+        sources = {name: self._source(name, self.recipe.teachers[name]) for name in dict.fromkeys(routes.values())}
+        collected = collect(
+            self.folder.data,
+            teachers={task: sources[name] for task, name in routes.items()},
+            mixture=make_mixture(stage.data, self.recipe.seed),
+            settings=CollectSettings(
+                max_new_tokens=stage.max_new_tokens,
+                num_prompts=stage.prompts,
+                answers_per_prompt=stage.answers_per_prompt,
+                thinking=stage.thinking,
+                thinking_frac=stage.thinking_frac,
+                temperature=stage.temperature,
+                top_p=stage.top_p,
+                top_k=stage.top_k,
+                min_reward=stage.min_reward,
+                keep_per_prompt=stage.keep_per_prompt,
+                batch_size=stage.batch_size,
+                seed=self.recipe.seed,
+            ),
+            rewards=self.rewards,
+            title=self.name,
+            console=self.console,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            wait=self.accelerator.wait_for_everyone,
+        )
+        result = {
+            "name": self.name,
+            "algorithm": stage.algorithm,
+            "seconds": round(time.perf_counter() - started, 1),
+            "steps": collected.counts["prompts"],
+            "before": {},
+            "after": {},
+            "counts": dict(collected.counts),
+            "fingerprint": self.fingerprint,
+        }
+        if self.accelerator.is_main_process:
+            write_json(self.folder.result, result)
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def _source(self, name: str, section: TeacherSection) -> AnswerSource:
+        if section.server is not None:
+            return self.teachers.server(name, section)
+        path = self.teachers.path_of(name)
+        model = ModelSection(
+            path=path,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            dtype=section.dtype or self.recipe.model.dtype,
+            attention=self.recipe.model.attention,
+            min_pixels=self.recipe.model.min_pixels,
+            max_pixels=self.recipe.model.max_pixels,
+        )  # pyright: ignore[reportCallIssue]
+        loaded = load(model, path, self.accelerator, trained=False)
+        loaded.policy.requires_grad_(False).eval()
+        engine = self.engines.engine_for(loaded)
+        engine.update_weights(loaded.policy, 0)
+        return EngineAnswers(
+            name=name,
+            identity=checkpoint_identity(path, revision=section.revision),
+            engine=engine,
+            renderers={mode: self._renderer(model, loaded, mode) for mode in (True, False, None)},
+            decode=loaded.decode,
+            autocast=lambda: self.accelerator.autocast(),
+        )
+
+    def _renderer(self, model: ModelSection, loaded: Loaded, thinking: bool | None) -> Any:
+        return make_renderer(model.model_copy(update={"thinking": thinking}), loaded, self.stage.max_length)

@@ -1,0 +1,146 @@
+"""One stage of a recipe that trains: from what is on disk of it to its result."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from posttrain.build import StageBuilder, make_evaluation, resumable
+from posttrain.checkpoints import save_weights, seed_everything
+from posttrain.config import ModelSection, Recipe, TrainingStage
+from posttrain.evaluation import Evaluation
+from posttrain.loaded import Loaded, load
+from posttrain.model.parts import PartCount
+from posttrain.records import Trajectory
+from posttrain.report import TrajectoryRecorder
+from posttrain.rewards import RewardTable
+from posttrain.rollout.engine_room import EngineRoom
+from posttrain.runs import StageFolder, read_json, write_json
+from posttrain.teachers.room import TeacherRoom
+
+
+@dataclass(kw_only=True)
+class StageRun:
+    """A stage with all that its run wants."""
+
+    recipe: Recipe
+    name: str
+    stage: TrainingStage
+    """Its data resolved to paths."""
+    folder: StageFolder
+    model: ModelSection
+    start: Path | str
+    fingerprint: str
+    rewards: RewardTable | None
+    engines: EngineRoom
+    teachers: TeacherRoom
+    accelerator: Accelerator
+    console: Console
+
+    def result(self, measured_before: dict[str, float] | None) -> dict[str, Any]:
+        """Runs what is left of the stage. measured_before: what its origin was measured with, where it was."""
+        if self.folder.result.is_file():
+            self.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
+            return read_json(self.folder.result)
+        started = time.perf_counter()
+        checkpoint = resumable(self.folder, self.fingerprint)
+        seed_everything(self.recipe.seed)
+        loaded = load(self.model, checkpoint.model if checkpoint else self.start, self.accelerator)
+        table = self.teachers.table(self.name, self.stage, loaded, self.model)
+        builder = StageBuilder(
+            recipe_model=self.model,
+            stage=self.stage,
+            seed=self.recipe.seed,
+            loaded=loaded,
+            start=self.start,
+            engines=self.engines,
+            rewards=self.rewards,
+            accelerator=self.accelerator,
+            folder=self.folder,
+            fingerprint=self.fingerprint,
+            title=self.name,
+            teachers=table,
+        )
+        parts = builder.freeze()
+        self.console.rule(f"[bold]{self.name}[/bold]  {self.stage.algorithm}, {builder.steps} steps")
+        self.console.print(parts_table(parts))
+        if checkpoint is not None:
+            self.console.print(f"resuming before step {checkpoint.step} from {short(checkpoint.path)}")
+        evaluation = self._evaluation(loaded)
+        known = read_json(self.folder.before) if checkpoint and self.folder.before.is_file() else measured_before
+        before = self._before(evaluation, loaded, known)
+        trainer = builder.trainer(checkpoint)
+        try:
+            trainer.train()
+        finally:
+            if table is not None:
+                table.flush()
+        save_weights(
+            self.folder.final,
+            model=loaded.policy.model,  # pyright: ignore[reportArgumentType]
+            wrapped=trainer.wrapped,
+            processor=loaded.processor,
+            accelerator=self.accelerator,
+        )
+        after, shown = evaluation.measure(loaded.policy, version=trainer.step) if evaluation else ({}, [])
+        self._record(trainer.step, shown)
+        result = {
+            "name": self.name,
+            "algorithm": self.stage.algorithm,
+            "seconds": round(time.perf_counter() - started, 1),
+            "steps": trainer.step,
+            "before": before,
+            "after": after,
+            "fingerprint": self.fingerprint,
+        }
+        if self.accelerator.is_main_process:
+            write_json(self.folder.result, result)
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.free_memory()
+        return result
+
+    def _evaluation(self, loaded: Loaded) -> Evaluation | None:
+        section = self.recipe.evaluation
+        if section is None:
+            return None
+        return make_evaluation(section, self.recipe, self.model, loaded, self.engines, self.rewards, self.accelerator)
+
+    def _before(
+        self, evaluation: Evaluation | None, loaded: Loaded, known: dict[str, float] | None
+    ) -> dict[str, float]:
+        """Measured once: what its origin ended with, or what a killed run of this stage had found."""
+        if evaluation is None:
+            return {}
+        measured = known or evaluation.measure(loaded.policy)[0]
+        if self.accelerator.is_main_process:
+            write_json(self.folder.before, measured)
+        return measured
+
+    def _record(self, step: int, shown: list[Trajectory]) -> None:
+        if self.stage.record_trajectories and self.accelerator.is_main_process:
+            TrajectoryRecorder(self.folder.path, 2 * self.stage.record_trajectories).record(step, shown)
+
+
+def parts_table(parts: tuple[PartCount, ...]) -> Table:
+    """Parameters by part, and how many of them are trained."""
+    table = Table(box=None, pad_edge=False)
+    for column, justify in (("part", "left"), ("parameters", "right"), ("trained", "right")):
+        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    for part in parts:
+        table.add_row(part.part.value, f"{part.total:,}", f"{part.trained:,}")
+    table.add_row("all", f"{sum(p.total for p in parts):,}", f"{sum(p.trained for p in parts):,}", style="bold")
+    return table
+
+
+def short(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

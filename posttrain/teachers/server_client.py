@@ -1,0 +1,185 @@
+"""JSON over HTTP with a teacher's server: a deadline for every request, capped retries, one sentence when all fail."""
+
+import ipaddress
+import itertools
+import json
+import os
+import random
+import time
+from threading import Event
+from typing import Any, NoReturn
+
+import httpx
+
+from posttrain.errors import ConfigError, TeacherError
+
+_LONGEST_PAUSE_S = 60.0
+_MOST_WORDS = 300
+"""Characters of a server's own message that are repeated in an error."""
+_BUSY = (408, 425, 429)
+"""Statuses below 500 that say "later", and nothing about the request."""
+
+
+class ServerRefusal(TeacherError):
+    """A status below 500: the server understood, and asking again would change nothing."""
+
+    def __init__(self, text: str, *, status: int, message: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.message = message
+        """The server's own words."""
+
+
+class _Failure(Exception):
+    """One try that failed in a way that another may not."""
+
+    def __init__(self, what: str, todo: str) -> None:
+        super().__init__(what)
+        self.todo = todo
+
+
+class ServerClient:
+    """Asks one server; may be shared by any number of threads.
+
+    url: of the server's root, with or without /v1. timeout_s: for one whole try, from connecting to the last byte.
+    retries: tries after the first, where the connection failed, the time ran out, the answer was cut short, or the
+    server answered 5xx or that it is busy. backoff_s: the longest pause before the first of them; it doubles up to a
+    minute, and each pause is drawn from its upper half, so that clients do not come back all at once.
+    api_key_env: the environment variable that holds the server's key. The key is in no message.
+    A proxy that the environment names is used, but never for this machine itself.
+    """
+
+    def __init__(
+        self, name: str, url: str, *, timeout_s: float, retries: int, backoff_s: float, api_key_env: str | None
+    ) -> None:
+        try:
+            root = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"teacher '{name}': its url cannot be read ({error}); want http://host:8000") from None
+        if root.scheme not in ("http", "https") or not root.host or root.userinfo:
+            raise ConfigError(
+                f"teacher '{name}': its url must be like http://host:8000, without a name or password in it"
+            )
+        if timeout_s <= 0 or retries < 0 or backoff_s < 0:
+            raise ConfigError(
+                f"teacher '{name}': timeout_s {timeout_s} must be above 0, retries {retries} and backoff_s {backoff_s} "
+                "not below"
+            )
+        self._root = str(root).rstrip("/").removesuffix("/v1")
+        self.who = f"teacher '{name}' at {self._root}"
+        self._timeout_s, self._retries, self._backoff_s = timeout_s, retries, backoff_s
+        self._key_env, self._key = api_key_env, _key(name, api_key_env)
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            trust_env=not _is_this_machine(root.host),
+        )
+        self._draw = random.Random()
+
+    def get(self, path: str) -> Any:
+        return self._ask("GET", path, None, Event())
+
+    def post(self, path: str, body: dict[str, Any], stop: Event | None = None) -> Any:
+        """The answer's JSON; `stop`, once set by another thread, ends the pauses between tries.
+
+        Raises ServerRefusal for a status below 500, TeacherError when all tries failed.
+        """
+        return self._ask("POST", path, json.dumps(body, allow_nan=False).encode(), stop or Event())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _ask(self, method: str, path: str, body: bytes | None, stop: Event) -> Any:
+        begun = time.monotonic()
+        for attempt in itertools.count():
+            try:
+                return self._try(method, path, body)
+            except _Failure as failure:
+                pause_s = min(self._backoff_s * 2 ** min(attempt, 10), _LONGEST_PAUSE_S) * self._draw.uniform(0.5, 1)
+                if attempt == self._retries or stop.wait(pause_s):
+                    tries = f"{attempt + 1} tries in {time.monotonic() - begun:.0f} s" if attempt else "1 try"
+                    raise TeacherError(f"{self.who} {failure} ({method} {path}, {tries}): {failure.todo}") from None
+
+    def _try(self, method: str, path: str, body: bytes | None) -> Any:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        deadline = time.monotonic() + self._timeout_s
+        received = bytearray()
+        try:
+            with self._http.stream(method, self._root + path, content=body, headers=headers) as response:
+                for chunk in response.iter_bytes():
+                    received += chunk
+                    if time.monotonic() > deadline:  # the client's own limit is one of silence, not of the whole
+                        raise httpx.ReadTimeout("the whole answer took too long")
+        except httpx.TimeoutException:
+            raise _Failure(
+                f"gave no whole answer within {self._timeout_s:g} s",
+                "raise timeout_s, lower concurrency, or see in the server's log whether it hangs",
+            ) from None
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            connecting = isinstance(error, httpx.ConnectError)
+            raise _Failure(
+                f"{'cannot be reached' if connecting else 'broke off'} ({self._clean(str(error))})",
+                "start it, or correct its url" if connecting else "see in the server's log why it stopped",
+            ) from None
+        if response.status_code >= 500 or response.status_code in _BUSY:
+            raise _Failure(
+                f"answered {response.status_code} ({self._message(received)})",
+                "see in the server's log what went wrong there",
+            )
+        if response.status_code != 200:
+            self._refuse(response.status_code, self._message(received))
+        try:
+            return json.loads(received)
+        except ValueError:
+            raise _Failure(
+                f"sent {len(received)} bytes that are no whole JSON",
+                "see in the server's log what cuts its answers, or what stands between",
+            ) from None
+
+    def _refuse(self, status: int, message: str) -> NoReturn:
+        if status == 401 and self._key:
+            text = f"refuses the API key in ${self._key_env} (401): put the right one there"
+        elif status == 401:
+            text = "wants an API key (401): put it into an environment variable, and name that one as api_key_env"
+        else:
+            text = f"refused a request with {status}: {message}"
+        raise ServerRefusal(f"{self.who} {text}", status=status, message=message)
+
+    def _message(self, body: bytearray) -> str:
+        """What a body says, whichever shape a server gives its errors."""
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = body.decode("utf-8", errors="replace")
+        for key in ("error", "message", "detail"):
+            if isinstance(found, dict) and key in found:
+                found = found[key]
+        return self._clean(found if isinstance(found, str) else json.dumps(found)) or "without a word"
+
+    def _clean(self, text: str) -> str:
+        """One short line, without the key: some servers repeat it."""
+        text = " ".join(text.split())
+        text = text.replace(self._key, "***") if self._key else text
+        return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + " ..."
+
+
+def _key(name: str, api_key_env: str | None) -> str | None:
+    if api_key_env is None:
+        return None
+    key = os.environ.get(api_key_env, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            f"teacher '{name}': the environment variable {api_key_env}, named as api_key_env, holds no key; set it"
+        )
+    return key
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
