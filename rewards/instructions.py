@@ -10,7 +10,7 @@ from .references import reference_field
 from .registry import register
 from .score import Completion, Score
 
-MAX_RESPONSE_CHARS = 500_000
+MAX_RESPONSE_CHARS = 200_000
 """A longer response follows nothing."""
 
 

@@ -80,7 +80,10 @@ class JSONSchemaReward(BatchReward):
 
     def _schema_text(self, reference: Mapping[str, Any]) -> str:
         source = reference if self.schema is None else {self.schema_key: self.schema}
-        text = json.dumps(reference_json(source, self.schema_key))
+        schema = reference_json(source, self.schema_key)
+        if not isinstance(schema, dict) or not isinstance(schema.get("$schema", ""), str):
+            raise BadReferenceError(f"{self.schema_key!r} must be a JSON schema, got {schema!r:.80}")
+        text = json.dumps(schema)
         if problem := _schema_problem(text):
             raise BadReferenceError(f"{self.schema_key!r} is no JSON schema: {problem}")
         return text
@@ -102,8 +105,9 @@ def _score(outcome: Any) -> Score:
 def _schema_problem(schema: str) -> str:
     from jsonschema import SchemaError
 
+    parsed = json.loads(schema)
     try:
-        _validator(schema).check_schema(json.loads(schema))
+        _draft(parsed).check_schema(parsed)
     except SchemaError as error:
         return f"{error.json_path}: {error.message:.200}"
     return ""
@@ -111,10 +115,15 @@ def _schema_problem(schema: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _validator(schema: str) -> "Validator":
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for
     from referencing import Registry
 
     parsed = json.loads(schema)
     # the default registry would fetch a $ref from wherever it leads; an empty one finds nothing outside the schema
-    return validator_for(parsed, default=Draft202012Validator)(parsed, registry=Registry())
+    return _draft(parsed)(parsed, registry=Registry())
+
+
+def _draft(schema: dict[str, Any]) -> "type[Validator]":
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+
+    return validator_for(schema, default=Draft202012Validator)

@@ -86,7 +86,7 @@ class LanguagePenalty:
         named = reference.get(self.language_key)
         if named is None:
             return None
-        if named not in SCRIPTS_OF:
+        if not isinstance(named, str) or named not in SCRIPTS_OF:
             raise BadReferenceError(f"{self.language_key!r} must be one of {', '.join(SCRIPTS_OF)}; got {named!r:.80}")
         return same_language(named)
 

@@ -1,9 +1,9 @@
 """Sentences and paragraphs, as instructions about length count them.
 
-IFEval splits sentences with NLTK's trained punkt model, which has to be downloaded. Here they end at `.`, `!`, `?` where
-a space follows, and at the East Asian forms. Not after an abbreviation, an initial, or a number that begins a line, nor
-at an ellipsis before a lower-case word. Line breaks alone end none: a heading belongs to the sentence below it, in
-IFEval as here.
+IFEval splits sentences with NLTK's trained punkt model, which has to be downloaded. Here they end at `.`, `!`, `?`
+where a space follows, and at the East Asian forms. Not after an abbreviation, an initial, or a number that begins a
+line, nor at an ellipsis before a lower-case word. Line breaks alone end none: a heading belongs to the sentence below
+it, in IFEval as here.
 """
 
 import re

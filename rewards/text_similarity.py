@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from .extraction import whole_answer
@@ -97,10 +98,9 @@ def word_f1(first: str, second: str) -> float:
 
 def without_punctuation(text: str) -> str:
     """The text with a space for each punctuation mark. `-5`, `3.5` and `5%` keep theirs: without it they lie."""
-    following = [*text[1:], " "]
     return "".join(
         " " if unicodedata.category(mark).startswith("P") and mark != "%" and not after.isdecimal() else mark
-        for mark, after in zip(text, following, strict=True)
+        for mark, after in pairwise(f"{text} ")
     )
 
 

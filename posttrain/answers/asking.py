@@ -1,6 +1,6 @@
 """One batch of prompts: asked, scored, filtered, and turned into the rows that are kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class Asking:
     """Task -> who answers it."""
     settings: CollectSettings
     rewards: RewardTable | None
+    encode: Callable[[str], Sequence[int]] | None = None
+    """Tokens of a text, for rewards that count them."""
 
     def batch(
         self, index: int, examples: Sequence[tuple[int, Example]]
@@ -120,11 +122,14 @@ class Asking:
             for j, fault in enumerate(faults(said, thinking=prompt.thinking)):
                 if fault is None:
                     places.append((i, j))
-                    completion = Completion(text=said[j].text, prompt=last_user_text(example))
-                    items.append((example.task, completion, example.reference))
+                    items.append((example.task, self._completion(example, said[j]), example.reference))
         for (i, j), score in zip(places, self.rewards.score_batch(items), strict=True):
             scores[i][j] = score
         return scores
+
+    def _completion(self, example: Example, answer: Answer) -> Completion:
+        token_ids = tuple(self.encode(answer.text)) if self.encode is not None else ()
+        return Completion(text=answer.text, prompt=last_user_text(example), token_ids=token_ids)
 
     def _rows(
         self, prompt: _Prompt, said: Sequence[Answer], scores: Sequence[Score | None], fates: Sequence[Fate]

@@ -44,6 +44,7 @@ def collect(
     mixture: Mixture,
     settings: CollectSettings,
     rewards: RewardTable | None = None,
+    encode: Callable[[str], Sequence[int]] | None = None,
     title: str = "answers",
     console: Console | None = None,
     rank: int = 0,
@@ -53,6 +54,7 @@ def collect(
     """Makes the data set in `folder`, or goes on with it; one that is finished is not made again.
 
     teachers: task -> who answers it; "default" answers all others.
+    encode: tokens of a text as the student reads it, for rewards that count tokens; without it they give no score.
     console: where progress and the table go; standard error unless told.
     rank, world, wait: each of `world` processes asks for a share of the batches, and they meet in `wait`. The answers
     do not depend on their number, nor on interruptions: seeds belong to batches.
@@ -69,7 +71,7 @@ def collect(
         return finished
     console = console or Console(stderr=True, quiet=rank > 0)
     journal = Journal(folder, made_with, rank)
-    asking = Asking(folder=folder, teachers=teachers, settings=settings, rewards=rewards)
+    asking = Asking(folder=folder, teachers=teachers, settings=settings, rewards=rewards, encode=encode)
     work = _Work(
         asking=asking,
         journal=journal,

@@ -224,7 +224,7 @@ def test_a_tiny_model_that_another_seed_left_is_built_anew(
             run_recipe(make_recipe(tmp_path / "reused", stages, model=model, seed=seed))
     with pytest.raises(tools.MachineDied):
         run_recipe(make_recipe(tmp_path / "fresh", stages, model=model, seed=1))
-    assert tools.equal_weights(tmp_path / "reused" / "model", tmp_path / "fresh" / "model")
+    assert tools.equal_weights(tmp_path / "reused" / "models" / "sft", tmp_path / "fresh" / "models" / "sft")
 
 
 def test_a_damaged_checkpoint_is_one_sentence_that_says_which_folder_to_delete(

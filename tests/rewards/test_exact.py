@@ -66,6 +66,32 @@ def test_exact_match_refuses_an_empty_reference(answer: object) -> None:
         ("E", 0),
         ("Because B is a letter\nand so on", 0),
         ("", 0),
+        ("[B]", 1),
+        ("（B）", 1),
+        ("Option B", 1),
+        ("The answer is option (B).", 1),
+        ("The correct choice is B: Rome", 1),
+        ("B is correct.", 1),
+        ("(B) is the right answer", 1),
+        ("答案是B", 1),
+        ("故选B。", 1),
+        ("not (B)", 0),
+        ("not Rome", 0),
+        ("B is wrong", 0),
+        ("B isn't right", 0),
+        ("B. is wrong", 0),
+        ("anything but B", 0),
+        ("B and C", 0),
+        ("both A and B", 0),
+        ("Option A or B", 0),
+        ("B, not A", 0),
+        ("B/A", 0),
+        ("b or c", 0),
+        ("b) c)", 0),
+        ("b. or c", 0),
+        ("Rome or Paris", 0),
+        ("I see a B", 0),
+        ("A. B. C. D.", 0),
     ],
 )
 def test_multiple_choice(text: str, value: int) -> None:
@@ -75,7 +101,11 @@ def test_multiple_choice(text: str, value: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("B", 1), ("B. a cat", 1), ("B: I see a dog", 1), ("B. or C", 0), ("B) and A", 0), ("B, C", 0), ("Rome", 0)],
+    [
+        *(("B", 1), ("B. a cat", 1), ("B: I see a dog", 1), ("Option B", 1), ("B is correct", 1), ("B. Not enough", 1)),
+        *(("B. or C", 0), ("B) and A", 0), ("B, C", 0), ("Rome", 0), ("b) c)", 0), ("b. or c", 0), ("not B", 0)),
+        *(("B: is not right", 0), ("B: not correct", 0), ("b is the letter", 0), ("a cat", 0)),
+    ],
 )
 def test_multiple_choice_without_options(text: str, value: int) -> None:
     assert MultipleChoice()(Completion(text=text), {"answer": "B"}).value == value

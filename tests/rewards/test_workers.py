@@ -1,5 +1,6 @@
 """Killable workers: what hangs or crashes costs one deadline."""
 
+import asyncio
 import subprocess
 import sys
 import textwrap
@@ -44,6 +45,7 @@ def test_a_crash_is_counted_and_the_next_job_gets_a_new_process(pool: WorkerPool
 
 
 def test_an_exception_is_told_and_keeps_the_process(pool: WorkerPool) -> None:
+    pool.run("operator:truediv", 1, 1, deadline_s=30)
     pid = pool.run("os:getpid", deadline_s=30)
     with pytest.raises(WorkerError, match="ZeroDivisionError: division by zero"):
         pool.run("operator:truediv", 1, 0, deadline_s=30)
@@ -58,6 +60,100 @@ def test_what_a_job_prints_does_not_mix_with_its_answer(pool: WorkerPool) -> Non
 def test_a_function_that_is_not_there_is_an_error_of_the_caller(pool: WorkerPool) -> None:
     with pytest.raises(RuntimeError, match="no worker process can run no_such_module:f: ModuleNotFoundError"):
         pool.run("no_such_module:f", deadline_s=30)
+
+
+def test_after_a_kill_or_a_crash_nothing_is_imported_again(pool: WorkerPool) -> None:
+    """The process that holds the modules lives on, and forks the next child in milliseconds."""
+    alone = WorkerPool(1)
+    nursery = alone.run("os:getppid", deadline_s=30)
+    for function, arguments in [("time:sleep", (600,)), ("ctypes:string_at", (0,)), ("os:abort", ())]:
+        with pytest.raises(WorkerError):
+            alone.run(function, *arguments, deadline_s=0.5)
+        assert alone.run("os:getppid", deadline_s=30) == nursery
+    assert (alone.num_jobs, alone.num_timeouts, alone.num_crashes) == (7, 1, 2)
+    assert alone.timeout_rate == 1 / 7
+    alone.close()
+
+
+def test_a_process_that_dies_as_a_whole_is_replaced() -> None:
+    alone = WorkerPool(1)
+    nursery = alone.run("os:getppid", deadline_s=30)
+    with pytest.raises(WorkerError, match="killed its worker"):
+        alone.run("os:killpg", nursery, 9, deadline_s=30)
+    assert alone.run("os:getppid", deadline_s=30) != nursery
+    assert alone.num_crashes == 1
+    alone.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        ("json:loads", "[" * 1_000_000),
+        ("ast:literal_eval", "(" * 100_000),
+        ("builtins:eval", "(lambda f: f(f))(lambda f: f(f))"),
+        ("builtins:eval", "[0] * 10**12"),
+        ("builtins:eval", "exit()"),
+    ],
+)
+def test_a_bomb_is_an_error_or_a_crash_and_the_pool_works_on(pool: WorkerPool, function: str, argument: str) -> None:
+    with pytest.raises(WorkerError):
+        pool.run(function, argument, deadline_s=30)
+    assert pool.run("operator:add", 1, 1, deadline_s=30) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited on Linux alone")
+def test_memory_is_limited_per_worker() -> None:
+    small, large = WorkerPool(1, memory_limit_bytes=2**29), WorkerPool(1)
+    with pytest.raises(WorkerError, match="MemoryError"):
+        small.run("builtins:eval", "len(bytes(2**29))", deadline_s=30)
+    assert large.run("builtins:eval", "len(bytes(2**29))", deadline_s=30) == 2**29
+    small.close()
+    large.close()
+
+
+def test_a_value_that_json_cannot_carry_is_an_error(pool: WorkerPool) -> None:
+    with pytest.raises(WorkerError, match="TypeError"):
+        pool.run("builtins:eval", "{1, 2}", deadline_s=30)
+    assert pool.run("builtins:eval", "'\\ud800' * 3", deadline_s=30) == "\ud800" * 3
+
+
+def test_large_jobs_and_answers_pass(pool: WorkerPool) -> None:
+    text = "a\n" * 2**20
+    assert pool.run("builtins:str", text, deadline_s=60) == text
+
+
+def test_an_event_loop_goes_on_while_jobs_run(pool: WorkerPool) -> None:
+    async def work() -> tuple[list[object], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        jobs = [pool.run_async("operator:mul", i, i, deadline_s=30) for i in range(6)]
+        hanging = pool.run_async("time:sleep", 600, deadline_s=0.5)
+        results = await asyncio.gather(*jobs, hanging, return_exceptions=True)
+        ticking.cancel()
+        return results, ticks
+
+    for _ in range(2):  # another loop later, the same pool
+        results, ticks = asyncio.run(work())
+        assert results[:6] == [i * i for i in range(6)]
+        assert isinstance(results[6], WorkerError) and ticks > 5
+
+
+def test_a_job_that_waits_can_be_taken_back() -> None:
+    alone = WorkerPool(1)
+    first = alone.submit("time:sleep", 1, deadline_s=30)
+    second = alone.submit("operator:add", 1, 1, deadline_s=30)
+    assert second.cancel()
+    assert first.result() is None
+    assert alone.run("operator:add", 1, 1, deadline_s=30) == 2
+    assert alone.num_jobs == 2
+    alone.close()
 
 
 def test_many_jobs_keep_their_order_around_a_failure(pool: WorkerPool) -> None:

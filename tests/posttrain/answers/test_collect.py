@@ -106,7 +106,7 @@ def say(example: Example, place: int, seed: int) -> Answer:
 
 def test_the_manifest_counts_every_prompt_and_answer_by_reason_task_and_thinking(run, tools, tmp_path):
     sources = {"sums": tools.sums(4), "other": tools.sums(2, task="other")}
-    rewards = tools.make_table({"sums": tools.by_answer, "other": {"name": "math", "weight": 0.5}})
+    rewards = tools.make_table({"sums": tools.by_answer, "other": {"name": "exact_match", "weight": 0.5}})
     run(tmp_path, tools.ScriptedTeacher(say), sources=sources, rewards=rewards, answers_per_prompt=5, min_reward=0.5)
     manifest = manifest_of(tmp_path)
     assert manifest["by_task"]["sums"] == {
@@ -125,8 +125,8 @@ def test_the_manifest_counts_every_prompt_and_answer_by_reason_task_and_thinking
     assert manifest["teachers"] == {"default": {"name": "scripted", "identity": "weights-1"}}
     assert manifest["settings"]["min_reward"] == 0.5 and manifest["settings"]["seed"] == 5
     assert manifest["rewards"]["other"] == [
-        {"name": "math", "kind": "posttrain.rewards.maths.MathReward", "weight": 0.5,
-         "options": {"answer_key": "answer", "deadline_s": 5.0}}
+        {"name": "exact_match", "kind": "posttrain.rewards.exact.ExactMatch", "weight": 0.5,
+         "options": {"answer_key": "answer", "ignore_case": False}}
     ]  # fmt: skip
     assert manifest["rewards"]["sums"][0]["options"]["function"].endswith(".by_answer")
     assert manifest["sha256"] == hashlib.sha256((tmp_path / "answers.jsonl").read_bytes()).hexdigest()
@@ -147,6 +147,14 @@ def test_the_best_of_a_prompt_are_kept_with_their_rewards(run, tools, tmp_path):
     assert [row["made_by"]["reward"] for row in rows] == [0.5, 0.75] * 10
     assert rows[0]["made_by"]["parts"] == {"by_answer": 0.5}
     assert manifest_of(tmp_path)["counts"]["surplus"] == 10
+
+
+def test_rewards_that_count_tokens_get_those_of_the_student(run, tools, tmp_path):
+    rewards = tools.make_table({"default": {"name": "length", "max_tokens": 30, "buffer_tokens": 10}})
+    with pytest.raises(DataError, match="10 got no score"):
+        run(tmp_path / "1", rewards=rewards, min_reward=-1.0)
+    made = run(tmp_path / "2", rewards=rewards, min_reward=-1.0, encode=lambda text: list(text.encode()) + [0] * 10)
+    assert made.counts["kept"] == 10 and made.counts["mean_reward"] == pytest.approx(-0.5), "25 tokens"
 
 
 def test_mixed_thinking_asks_each_prompt_one_way_and_says_so_in_its_row(run, tools, tmp_path):
