@@ -22,7 +22,7 @@ def distillation_advantages(
 
 
 def distillation_metrics(*, teacher_logprobs_T: Tensor, student_logprobs_T: Tensor) -> Mapping[str, Average]:
-    """KL(p_S || p_T) estimated from tokens that the student sampled: k1, and k3, which is never negative and less noisy."""
+    """KL(p_S || p_T) estimated from tokens that the student sampled: k1, and k3, never negative and less noisy."""
     return {
         "teacher/reverse_kl_k1": average(student_logprobs_T.float() - teacher_logprobs_T.float()),
         "teacher/reverse_kl_k3": average(k3_divergence(student_logprobs_T, teacher_logprobs_T)),

@@ -8,8 +8,8 @@ from .matching import DenseReference, Matching, TopReference
 from .products import project
 
 _LOST_TAIL = -16.64
-"""log 2^-24: what a tail of -inf beside fewer tokens than the vocabulary counts as. A softmax leaves no other token at
-0; float32 lost it in a sum."""
+"""log 2^-24: what a tail of -inf beside fewer tokens than the vocabulary counts as. No softmax leaves the others
+nothing; a sum in float32 lost it."""
 _MASS_ERROR = 0.02
 """How far the probabilities of top tokens and tail may sum from 1: half precision's rounding, not another tail."""
 
@@ -17,8 +17,8 @@ _MASS_ERROR = 0.02
 class Comparison:
     """Compares all T tokens of one call. `load` a chunk, then `compare` each of its slices.
 
-    One buffer of a chunk's size holds a dense reference's logits, and after `compare` the gradient of
-    `sum weights * divergence` by the student's undivided logits in their place.
+    One buffer of a chunk's size holds a dense reference's logits and then, in their place, the gradient of
+    `sum weights * divergence` by the student's logits before the temperature.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ def _checked_buckets(reference: TopReference, vocabulary: int) -> Tensor:
         else torch.cat([logprobs_TK, tail_T.where(tail_T != -torch.inf, _LOST_TAIL)[:, None]], dim=1)
     )
     sums_T1 = buckets_TB.logsumexp(-1, keepdim=True)
-    wrong_T1 = ~((sums_T1.exp() - 1).abs() <= _MASS_ERROR)  # so that NaN is wrong too
-    if not logprobs_TK.isfinite().all() or wrong_T1.any():
-        place = int(wrong_T1.flatten().int().argmax())
+    right_T1 = ((sums_T1.exp() - 1).abs() <= _MASS_ERROR) & logprobs_TK.isfinite().all(-1, keepdim=True)
+    if not right_T1.all():
+        place = int(right_T1.int().argmin())
         raise ValueError(
             f"the teacher's top log-probabilities and tail are not a distribution (token {place} sums to "
             f"{float(sums_T1[place].exp()):.3g}); they must be finite, with the tail of all other tokens, and sum to 1"

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_SHOWN = ("reward", "nll", "loss", "entropy", "tokens_per_s")
+_SHOWN = ("reward", "kept_frac", "divergence", "nll", "loss", "entropy", "tokens_per_s")
 """Metrics beside the bar, the first three that a step has."""
 _LOG_EVERY_S = 20.0
 

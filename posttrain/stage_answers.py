@@ -1,6 +1,7 @@
 """A stage of `answers`: a recipe's teachers answer prompts once, and what rewards let through becomes a data set."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,10 @@ from rich.console import Console
 from posttrain.answers import AnswerSource, CollectSettings, EngineAnswers, collect
 from posttrain.build import make_mixture, make_renderer
 from posttrain.config import AnswersStage, ModelSection, Recipe, TeacherSection, routes_of
-from posttrain.loaded import Loaded, load
+from posttrain.data import Renderer
+from posttrain.errors import ConfigError
+from posttrain.loaded import Loaded, load, tokenizer_of
+from posttrain.model.loading import load_processor
 from posttrain.rewards import RewardTable
 from posttrain.rollout.engine_room import EngineRoom
 from posttrain.runs import StageFolder, read_json, write_json
@@ -32,7 +36,6 @@ class AnswersRun:
     teachers: TeacherRoom
     accelerator: Accelerator
     console: Console
-
     def result(self) -> dict[str, Any]:
         """Asks what is not asked yet."""
         if self.folder.result.is_file():
@@ -42,6 +45,7 @@ class AnswersRun:
         stage = self.stage
         self.console.rule(f"[bold]{self.name}[/bold]  answers")
         routes = routes_of(self.name, stage, self.recipe.teachers)
+        self._check_engine(set(routes.values()))
         sources = {name: self._source(name, self.recipe.teachers[name]) for name in dict.fromkeys(routes.values())}
         collected = collect(
             self.folder.data,
@@ -62,6 +66,7 @@ class AnswersRun:
                 seed=self.recipe.seed,
             ),
             rewards=self.rewards,
+            encode=self._encode(),
             title=self.name,
             console=self.console,
             rank=self.accelerator.process_index,
@@ -82,6 +87,29 @@ class AnswersRun:
             write_json(self.folder.result, result)
         self.accelerator.wait_for_everyone()
         return result
+
+    def _encode(self) -> Callable[[str], Sequence[int]] | None:
+        """Tokens of an answer as the student reads it, for rewards that count them."""
+        path = self.recipe.model.path
+        if path is None or self.rewards is None:
+            return None
+        tokenizer = tokenizer_of(load_processor(path, revision=self.recipe.model.revision))
+        return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+    def _check_engine(self, asked: set[str]) -> None:
+        """vLLM in process holds the weights of one model, and prompts as far as its context leaves room for answers."""
+        engine = self.recipe.engine
+        if engine.kind == "vllm" and engine.max_model_len <= self.stage.max_new_tokens:
+            raise ConfigError(
+                f"stages.{self.name}: max_new_tokens {self.stage.max_new_tokens} leaves no room for a prompt in "
+                f"engine.max_model_len {engine.max_model_len}; raise it, or ask for shorter answers"
+            )
+        local = sorted(name for name in asked if self.recipe.teachers[name].server is None)
+        if engine.kind == "vllm" and len(local) > 1:
+            raise ConfigError(
+                f"stages.{self.name}: teachers {' and '.join(local)} would share one vLLM engine; give each a stage of "
+                "its own, serve them, or set engine.kind to transformers"
+            )
 
     def _source(self, name: str, section: TeacherSection) -> AnswerSource:
         if section.server is not None:
@@ -109,5 +137,8 @@ class AnswersRun:
             autocast=lambda: self.accelerator.autocast(),
         )
 
-    def _renderer(self, model: ModelSection, loaded: Loaded, thinking: bool | None) -> Any:
-        return make_renderer(model.model_copy(update={"thinking": thinking}), loaded, self.stage.max_length)
+    def _renderer(self, model: ModelSection, loaded: Loaded, thinking: bool | None) -> Renderer:
+        longest = self.stage.max_length
+        if self.recipe.engine.kind == "vllm":
+            longest = min(longest, self.recipe.engine.max_model_len - self.stage.max_new_tokens)
+        return make_renderer(model.model_copy(update={"thinking": thinking}), loaded, longest)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from math_verify import LatexExtractionConfig, parse, verify
 
+from .math_answers import is_inequality
+
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that its own time limits are off
 
 _BOXED_ONLY = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -24,8 +26,16 @@ def compare(gold: str, given: str) -> Literal["equal", "different", "unreadable 
     wanted = _expressions(gold)
     if not wanted:
         return "unreadable gold"
-    equal = verify(wanted, _expressions(given), timeout_seconds=None, raise_on_error=True)
-    return "equal" if equal else "different"
+    got = _expressions(given)
+    if _equal(wanted, got):
+        return "equal"
+    # math-verify takes an interval for an inequality's solution, but no inequality for an interval
+    turned = is_inequality(given) and not is_inequality(gold) and _equal(got, wanted)
+    return "equal" if turned else "different"
+
+
+def _equal(gold: list[Any], given: list[Any]) -> bool:
+    return verify(gold, given, timeout_seconds=None, raise_on_error=True)
 
 
 def _expressions(answer: str) -> list[Any]:

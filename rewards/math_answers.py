@@ -4,17 +4,13 @@ Most answers in RL are plain numbers. Deciding those here takes microseconds; th
 """
 
 import re
-from fractions import Fraction
 from typing import Literal
 
+from .exact_numbers import same_number
 from .extraction import extract_answer, last_boxed
 
 Shape = Literal["ordered", "set", "list", "single"]
 
-TOLERANCE = Fraction(1, 2_000_000)
-"""Decimals that agree to six places are equal, as in math-verify."""
-
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\}|\\[,!]|\\;)\d{3})+(?:\.\d*)?")
 _GROUP_MARK = re.compile(r",|\{,\}|\\[,!;]")
 _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
@@ -24,9 +20,19 @@ _WORD = re.compile(r"[A-Za-z]{3,}")
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "max", "min", "gcd", "lcm", "mod"}
 )
+_COMPARISON = re.compile(r"[<>≤≥]|\\(?:leq?|geq?|lt|gt)(?![A-Za-z])")
 _SIZING = re.compile(r"\\(?:left|right)(?![A-Za-z])")
 _AS_LATEX = str.maketrans(
-    {"−": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "°": r"^\circ"}
+    {
+        "−": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "°": r"^\circ",
+        "∅": r"\emptyset ",
+    }
 )
 _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _UNRAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
@@ -59,6 +65,7 @@ def canonical(answer: str) -> str:
         if len(answer) >= len(opening) + len(closing) and answer.startswith(opening) and answer.endswith(closing):
             answer = answer[len(opening) : -len(closing)].strip()
     answer = _SIZING.sub("", answer.replace(r"\$", "").replace("$", "").replace("**", "^"))
+    answer = answer.replace(r"\varnothing", r"\emptyset")
     answer = answer.strip().removesuffix(".").strip()
     if _GROUPED.fullmatch(answer):
         answer = _GROUP_MARK.sub("", answer)
@@ -69,18 +76,10 @@ def quick_verdict(gold: str, given: str) -> bool | None:
     """True or False where the text alone decides (the same text, two plain numbers, words); None where it does not."""
     if gold == given:
         return True
-    number, other = plain_number(gold), plain_number(given)
-    if number is not None and other is not None:
-        whole = number.denominator == 1 and other.denominator == 1
-        return number == other if whole else abs(number - other) <= TOLERANCE
-    if is_words(gold):
+    same = same_number(gold, given)
+    if same is None and is_words(gold):
         return _spoken(gold) == _spoken(given)
-    return None
-
-
-def plain_number(answer: str) -> Fraction | None:
-    """The number that the text writes in decimal digits, exactly; None for anything else."""
-    return Fraction(answer) if _NUMBER.fullmatch(answer) else None
+    return same
 
 
 def is_words(gold: str) -> bool:
@@ -89,6 +88,11 @@ def is_words(gold: str) -> bool:
         return False
     words = _WORD.findall(_COMMAND.sub(" ", _TEXT_COMMAND.sub(r"\1", gold)))
     return any(word.lower() not in _FUNCTIONS for word in words)
+
+
+def is_inequality(answer: str) -> bool:
+    r"""Whether the answer compares: `1 < x \le 2`."""
+    return _COMPARISON.search(answer) is not None
 
 
 def align(gold: str, given: str) -> str | None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .batching import BatchReward
+from .exact_numbers import exact_number
 from .extraction import NO_ANSWER
-from .math_answers import align, given_answer, gold_answer, is_words, plain_number, quick_verdict
+from .math_answers import align, given_answer, gold_answer, is_words, quick_verdict
+from .quantities import quantity, without_units
 from .references import reference_text
 from .registry import register
 from .score import BadReferenceError, Completion, Score
@@ -23,7 +25,8 @@ class MathReward(BatchReward):
 
     The answer is the last `\boxed{...}`, `<answer>`, `####` or "answer is" after the thoughts. Numbers and words are
     compared here, everything else by math-verify in a worker process. What math-verify is lenient about stays so:
-    units and degrees are dropped, decimals agree to six places, and 10% equals both 10 and 0.1.
+    decimals agree to six places, 10% equals both 10 and 0.1, and a unit that only one side has is dropped. Two units
+    are compared: 300 cm is 3 m, and 3 cm is not.
     """
 
     answer_key: str = "answer"
@@ -52,9 +55,10 @@ class MathReward(BatchReward):
     def perfect_answer(self, reference: Mapping[str, Any]) -> str:
         r"""The reference's answer in a `\boxed{...}`. Raises `BadReferenceError` where it cannot be parsed."""
         gold = self._gold(reference)
-        if plain_number(gold) is None and not is_words(gold):
+        if exact_number(gold) is None and not is_words(gold):
+            bare = found.number if (found := quantity(gold)) else gold
             try:
-                readable = shared_pool().run(_IS_READABLE, gold, deadline_s=self.deadline_s)
+                readable = shared_pool().run(_IS_READABLE, bare, deadline_s=self.deadline_s)
             except WorkerError as error:
                 raise BadReferenceError(f"{self.answer_key!r} {gold!r:.80} cannot be parsed: {error}") from None
             if not readable:
@@ -90,12 +94,16 @@ class MathReward(BatchReward):
         if given is None:
             return Score(value=0.0, reason=NO_ANSWER), None
         verdict = quick_verdict(gold, given)
-        if verdict is not None:
-            return Score(value=float(verdict)), None
-        aligned = align(gold, given)
-        if aligned is None:
-            return Score(value=0.0, reason=f"{given!r:.80} is not the kind of answer that {gold!r:.80} is"), None
-        return None, (gold, aligned)
+        if verdict is None:
+            numbers = without_units(gold, given)
+            aligned = None if numbers is None else align(*numbers)
+            if numbers is None or aligned is None:
+                return Score(value=0.0, reason=f"{given!r:.80} is not the kind of answer that {gold!r:.80} is"), None
+            gold = numbers[0]
+            verdict = quick_verdict(gold, aligned)
+            if verdict is None:
+                return None, (gold, aligned)
+        return Score(value=float(verdict)), None
 
     def _compared(self, job: tuple[str, str], outcome: Any) -> Score | BadReferenceError:
         gold, given = job

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .boxes import label_matrix
+from .exact_numbers import exact_number
 from .extraction import last_boxed, last_tagged, strip_thinking
 from .literals import last_literal
-from .math_answers import canonical, plain_number
+from .math_answers import canonical
 from .points import MAX_POINTS, Point, parse_points, points_of, write_points
 from .references import reference_field
 from .regions import Region, reference_regions
@@ -122,7 +123,7 @@ class CountPoints:
         if reference.get(self.answer_key) is None and regions is not None:
             return len(regions)
         value = reference_field(reference, self.answer_key)
-        number = None if isinstance(value, bool) else plain_number(str(value).strip())
+        number = None if isinstance(value, bool) else exact_number(str(value).strip())
         if number is None or number.denominator != 1 or not 0 <= number <= MAX_POINTS:
             raise BadReferenceError(f"{self.answer_key!r} must be a count from 0 to {MAX_POINTS}, got {value!r:.80}")
         if regions is not None and number != len(regions):
@@ -176,5 +177,5 @@ def _stated_number(spoken: str) -> float | None:
     r"""The number alone in the last `<answer>` or `\boxed{...}`; None where there is none."""
     stated = last_tagged(spoken)
     stated = last_boxed(spoken) if stated is None else stated
-    number = None if stated is None else plain_number(canonical(stated))
+    number = None if stated is None else exact_number(canonical(stated))
     return None if number is None else float(number)

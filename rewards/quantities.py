@@ -51,11 +51,17 @@ def _table() -> dict[str, tuple[str, Fraction]]:
 
 
 _UNITS = _table()
-_SPACE = r"(?:\s|~|\\[,;:! ])"
-_TEXT = re.compile(r"\\(?:text|mathrm|textrm|mbox|operatorname|rm)\s*\{([^{}]*)\}")
-_QUANTITY = re.compile(rf"(?P<number>.*?[\d)}}.])(?P<gap>{_SPACE}*+)(?P<unit>[A-Za-z€][A-Za-z€./^{{}}\d² ³·*-]{{0,40}})", re.DOTALL)
-_FACTOR = re.compile(r"([A-Za-z€]+)(?:\^\{?(-?\d)\}?|([²³]))?")
-_RAISED = {"²": 2, "³": 3}
+_TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname|rm)\s*\{([^{}]*)\}")
+_SPACE = re.compile(r"(?:\s|~|\\[,;:! ])+")
+_FACTOR = r"[A-Za-z€]+(?:\^?\{?-?[1-9]\}?|[²³])?"
+_TIMES = r" ?(?:/|\*|·|\\cdot|per) ?"
+_QUANTITY = re.compile(
+    rf"(?P<number>.*[\d)}}])(?P<gap> ?)(?P<power>square |cubic )?(?P<unit>{_FACTOR}(?:{_TIMES}{_FACTOR})*)"
+)
+_UNIT_FACTOR = re.compile(
+    rf"(?P<times>{_TIMES})?(?P<name>[A-Za-z€]+)(?:\^?\{{?(?P<digit>-?[1-9])\}}?|(?P<raised>[²³]))?"
+)
+_POWERS = {"²": 2, "³": 3, "square ": 2, "cubic ": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,34 @@ class Quantity:
 
 def quantity(answer: str) -> Quantity | None:
     """The answer's number and unit; None where it does not end in a unit that is known."""
-    plain = _TEXT.sub(r" \1", answer).strip()
-    if not plain or not (plain[-1].isalnum() or plain[-1] in "}€²³.)"):
-        return None
-    match = _QUANTITY.fullmatch(plain.removesuffix("."))
-    if match is None or (not match["gap"] and len(re.match(r"[A-Za-z€]*", match["unit"])[0]) == 1):
+    plain = _SPACE.sub(" ", _TEXT.sub(r" \1 ", answer)).strip().replace(" ^", "^")
+    match = _QUANTITY.fullmatch(plain)
+    if match is None or (not match["gap"] and len(match["unit"]) == 1):
         return None  # 5m may be five times m
-    unit = _unit(match["unit"])
-    return None if unit is None else Quantity(match["number"].strip(), *unit)
+    factor, exponents = Fraction(1), dict[str, int]()
+    for part in _UNIT_FACTOR.finditer(match["unit"]):
+        if part["name"] not in _UNITS:
+            return None
+        base, size = _UNITS[part["name"]]
+        exponent = int(part["digit"] or _POWERS.get(part["raised"] or match["power"], 1))
+        if "/" in (part["times"] or "") or "per" in (part["times"] or ""):
+            exponent = -exponent
+        factor *= size**exponent
+        exponents[base] = exponents.get(base, 0) + exponent
+    return Quantity(match["number"], factor, tuple(sorted(exponents.items())))
+
+
+def without_units(gold: str, given: str) -> tuple[str, str] | None:
+    """The two answers as numbers in one unit, the gold one's; None where their dimensions differ.
+
+    What ends in no known unit stays as it is.
+    """
+    wanted, got = quantity(gold), quantity(given)
+    if wanted is None or got is None:
+        return (wanted.number if wanted else gold), (got.number if got else given)
+    if wanted.dimension != got.dimension:
+        return None
+    ratio = got.factor / wanted.factor
+    if ratio == 1:
+        return wanted.number, got.number
+    return wanted.number, rf"({got.number}) \cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"

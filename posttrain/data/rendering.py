@@ -65,7 +65,8 @@ class Renderer:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        """`enable_thinking` goes to the template where it is not None; the pixel limits may only be stricter."""
+        """The pixel limits may only be stricter. `enable_thinking` goes to the template where it is not None; a row's own
+        `chat_template_kwargs: {enable_thinking: ...}` (TRL's column) is heard before it, so that rows may differ."""
         self.facts = facts
         self.max_length = max_length
         self._processor: Any = processor
@@ -184,6 +185,9 @@ class Renderer:
 
     def _template(self, messages: Sequence[Message], example: Example, *, generation_prompt: bool) -> str:
         options = dict(self._options)
+        own = example.reference.get("chat_template_kwargs") or {}
+        if own.get("enable_thinking") is not None:
+            options["enable_thinking"] = own["enable_thinking"]
         if tools := example.reference.get("tools"):
             options["tools"] = tools
         try:

@@ -16,6 +16,7 @@ from posttrain.model import Budget, PackedPolicy, facts_of
 from posttrain.model.attention import Kernel
 from posttrain.teachers.cache import CachedTeacher
 from posttrain.teachers.given import GivenTeacher
+from posttrain.teachers.identity import checkpoint_identity
 from posttrain.teachers.local import LocalTeacher, StudentTeacher
 from posttrain.teachers.table import TeacherTable
 from posttrain.teachers.teacher import Teacher
@@ -107,7 +108,7 @@ class TeacherRoom:
         key = (name, tokenizer_identity(loaded.tokenizer), loaded.facts.vocab_size)
         if section.student:
             budget = Budget(tokens=section.tokens_per_microbatch)
-            teacher: Teacher = StudentTeacher(name, loaded.policy, identity=f"{loaded.path}", budget=budget)
+            teacher: Teacher = StudentTeacher(name, loaded.policy, identity=_base_identity(loaded), budget=budget)
         else:
             if key not in self._kept:
                 self._kept[key] = self._made(name, section, loaded, model)
@@ -150,3 +151,10 @@ class TeacherRoom:
             budget=Budget(tokens=8192),
             vocab_size=loaded.facts.vocab_size,
         )
+
+
+def _base_identity(loaded: Loaded) -> str:
+    """Of the model without its adapters, whatever checkpoint of them is resumed."""
+    model = loaded.policy.model
+    base = model.peft_config["default"].base_model_name_or_path if isinstance(model, PeftModel) else None
+    return checkpoint_identity(base or loaded.path)

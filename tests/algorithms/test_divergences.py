@@ -1,4 +1,4 @@
-"""Divergences and their derivatives: laws, numbers made by hand, autograd in float64; and the sampled-token estimator."""
+"""Divergences and their derivatives: laws, numbers made by hand, autograd in float64; the sampled-token estimator."""
 
 import math
 

@@ -242,6 +242,21 @@ def test_thoughts_under_a_prompt_that_switches_thinking_off_are_refused(qwen3):
         qwen3.renderer(enable_thinking=False).render_training(example(*THOUGHTFUL))
 
 
+@pytest.mark.parametrize("ours", [True, False, None])
+@pytest.mark.parametrize("checkpoint", ["qwen3", "thinking_vl"])
+def test_a_row_that_says_how_it_thinks_is_heard_before_the_renderer(checkpoint, ours, request):
+    tiny = request.getfixturevalue(checkpoint)
+    for own, answer in ((True, "<think>\none and two\n</think>\n\n3"), (False, "3")):
+        turns = [("user", "What is 1+2?"), ("assistant", answer)]
+        row = example(*turns, chat_template_kwargs={"enable_thinking": own})
+        renderer, told = tiny.renderer(enable_thinking=ours), tiny.renderer(enable_thinking=own)
+        assert renderer.render_prompt(row).token_ids.tolist() == told.render_prompt(example(*turns)).token_ids.tolist()
+        (sequence,), (wanted,) = renderer.render_training(row), told.render_training(example(*turns))
+        assert sequence.token_ids.tolist() == wanted.token_ids.tolist()
+        assert sequence.mask.tolist() == wanted.mask.tolist()
+        assert tiny.spoken(sequence)[0].removeprefix("<think>\n") == f"{answer}{END}".removeprefix("<think>\n")
+
+
 def test_a_text_model_refuses_images(qwen3):
     with pytest.raises(DataError, match=r"rows\[0\]: has 1 images, but Qwen3 reads text only"):
         qwen3.renderer().render_prompt(example(("user", "<image>a"), images=(picture(),)))

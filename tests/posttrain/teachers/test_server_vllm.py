@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TORCHDYNAMO_DISABLE": "1",  # no search for compilers
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process less to start: 39 s where it was 90 s
 }
 
 
@@ -218,10 +219,10 @@ def test_the_longest_sequence_is_as_long_as_the_context_says(server, facts) -> N
 
 def test_an_image_that_the_server_resizes_is_never_scored(server, facts, processor) -> None:
     limits = processor.image_processor.size
-    wide = noise(512, 256, 0)  # cut as it is, though the checkpoint's limits want it smaller
-    assert wide.width * wide.height > limits["longest_edge"]
+    large = noise(288, 256, 0)  # cut as it is, though the checkpoint's limits want it smaller
+    assert large.width * large.height > limits["longest_edge"]
     with pytest.raises(TeacherError, match="read .* tokens where the student has .*limits of pixels"):
-        server.logprobs([conversation(facts, processor, wide, "<|im_start|>assistant\n", seed=0)])
+        server.logprobs([conversation(facts, processor, large, "<|im_start|>assistant\n", seed=0)])
 
 
 def test_its_tokenizer_is_the_students(server, processor, checkpoint) -> None:
@@ -249,6 +250,7 @@ def test_answers_are_the_teachers_own(server, local, facts, processor) -> None:
     answers = server.answer([example, text], n=2, sampling=greedy, thinking=None)
     for group, (sample,) in zip(answers, samples, strict=True):
         said = processor.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
+        said = said.rstrip("\ufffd")  # bytes that begin a character and do not end it are left out there
         assert [answer.text for answer in group] == [said, said]
         assert {answer.finished for answer in group} == {sample.stop == "end"}
     warm = Sampling(max_new_tokens=8, temperature=1.0, seed=5)
