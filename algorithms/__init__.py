@@ -1,6 +1,6 @@
 """Losses as pure functions of tensors: SFT, distillation, SAPO with GRPO and GSPO beside it, advantages, reductions."""
 
-from .advantages import AdvantageKind, group_advantages, has_signal
+from .advantages import AdvantageKind, batch_deviation, decoupled_advantages, group_advantages, has_signal
 from .diagnostics import Average, average, gate_histogram, gate_metrics, log_ratio_metrics, rollout_gap_metrics
 from .distillation import distillation_advantages, distillation_metrics
 from .divergences import Divergence, divergence, forward_kl, jensen_shannon, reverse_kl
@@ -17,7 +17,9 @@ __all__ = [
     "Divergence",
     "Reduction",
     "average",
+    "batch_deviation",
     "clipped",
+    "decoupled_advantages",
     "denominator_of",
     "distillation_advantages",
     "distillation_metrics",

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,9 @@ SIZE = TinySize(
 )
 """6.8 M parameters of language, 0.8 M of vision; vision costs about a fifth of a step, as it does in Qwen3-VL-4B."""
 
+TEACHER = replace(SIZE, hidden=384, intermediate=1152, layers=8, heads=6)
+"""Half as wide and a third as deep again as the student: 14 M parameters of language."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -42,10 +45,10 @@ class Subject:
     facts: ModelFacts
 
 
-def load_subject(folder: Path) -> Subject:
+def load_subject(folder: Path, size: TinySize = SIZE, *, seed: int = 0) -> Subject:
     """The benchmarks' model, built in `folder` on first use: random weights, float32, in training mode."""
     if not (folder / "config.json").is_file():
-        build_tiny(Family.QWEN3_VL, folder, size=SIZE)
+        build_tiny(Family.QWEN3_VL, folder, size=size, seed=seed)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).train()
     processor = AutoProcessor.from_pretrained(folder)
     return Subject(model=model, processor=processor, facts=facts_of(model.config, processor.tokenizer))

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import trl.trainer.distillation_trainer as trl_distillation
 import trl.trainer.utils as trl_utils
 from datasets import Dataset
 from PIL import Image
 from posttrain.model import ModelFacts, TokenSequence
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 Processing = ProcessorMixin | PreTrainedTokenizerBase
 
@@ -30,15 +31,18 @@ _QUIET: dict[str, Any] = {
 def row_compaction(active: bool) -> Iterator[None]:
     """TRL scores trained tokens only where it has Triton, every position elsewhere; True gives a CPU that compaction.
 
-    It replaces the one name that the compaction asks: the tiles of the head stay torch's.
+    It replaces the names that the compaction asks: the tiles of the head stay torch's.
     """
-    asked = trl_utils._use_triton
-    if active:
-        trl_utils._use_triton = lambda device: True
+    modules: tuple[Any, ...] = (trl_utils, trl_distillation)
+    asked = [module._use_triton for module in modules]
+    for module in modules:
+        if active:
+            module._use_triton = lambda device: True
     try:
         yield
     finally:
-        trl_utils._use_triton = asked
+        for module, function in zip(modules, asked, strict=True):
+            module._use_triton = function
 
 
 def grpo_trainer(
@@ -89,6 +93,40 @@ def sft_trainer(
     return trainer
 
 
+def distillation_trainer(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    processing: Processing,
+    folder: Path,
+    *,
+    batch: int,
+    **options: Any,
+) -> DistillationTrainer:
+    """TRL's DistillationTrainer around both models; `options` go to its DistillationConfig."""
+    trainer = DistillationTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=DistillationConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=batch,
+            max_completion_length=1024,
+            **_QUIET,
+            **options,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "hi"}]}] * 2 * batch),
+        processing_class=processing,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def distillation_loss(trainer: DistillationTrainer, inputs: dict[str, Any]) -> Tensor:
+    """TRL's loss of prepared inputs, which are those of `grpo_inputs`."""
+    return trainer.compute_loss(
+        trainer.model, {k: v for k, v in inputs.items() if k not in ("num_images", "advantages")}
+    )
+
+
 def grpo_loss(trainer: GRPOTrainer, inputs: dict[str, Any]) -> Tensor:
     """TRL's loss of prepared inputs."""
     return trainer._compute_loss(trainer.model, inputs)
@@ -112,9 +150,10 @@ def grpo_inputs(sequences: Sequence[TokenSequence], facts: ModelFacts) -> dict[s
         "completion_ids": completion_ids,
         "completion_mask": _pad([torch.ones_like(c) for c in completions], 0),
         "tool_mask": _pad(masks, 0),
-        "advantages": torch.tensor([float(s.streams["advantages"][-1]) for s in sequences]),
         "num_items_in_batch": torch.tensor(sum(s.num_trained for s in sequences)),
     }
+    if "advantages" in sequences[0].streams:
+        inputs["advantages"] = torch.tensor([float(s.streams["advantages"][-1]) for s in sequences])
     if "behaviour_logprobs" in sequences[0].streams:
         old = [torch.from_numpy(s.streams["behaviour_logprobs"][s.prefix_length :]) for s in sequences]
         inputs["old_per_token_logps"] = _pad(old, 0)

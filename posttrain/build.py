@@ -80,18 +80,28 @@ def make_mixture(sections: Sequence[DataSection], seed: int) -> Mixture:
 
 
 def make_rewards(tasks: Mapping[str, TaskSection]) -> RewardTable:
-    """The table task -> weighted rewards. Raises ConfigError naming the nearest valid reward or option."""
+    """The table task -> rewards. Raises ConfigError naming the nearest valid reward or option."""
     table: dict[str, TaskRewards] = {}
     for task, section in tasks.items():
         rewards = []
         for place, item in enumerate(section.rewards):
             try:
-                spec: Any = {"name": item.name, **item.options} if item.options or ":" not in item.name else item.name
-                rewards.append(WeightedReward(reward=make_reward(spec), weight=item.weight, name=item.name))
+                reward = make_reward({"name": item.name, **item.options}, deadline_s=section.deadline_s)
+                label = item.label or item.name
+                rewards.append(WeightedReward(reward=reward, weight=item.weight, name=label, gate=item.gate))
             except (ValueError, ImportError) as error:
                 raise ConfigError(f"rewards.{task}.rewards.{place}: {error}") from error
         try:
-            table[task] = TaskRewards(rewards=tuple(rewards), truncated=section.truncated)
+            table[task] = TaskRewards(
+                rewards=tuple(rewards),
+                truncated=section.truncated,
+                answer=section.answer,
+                aggregation=section.aggregation,
+                clip=section.clip,
+                error=section.error,
+                deadline_s=section.deadline_s,
+                min_scored=section.min_scored,
+            )
         except ValueError as error:
             raise ConfigError(f"rewards.{task}: {error}") from error
     return RewardTable(table)
@@ -254,6 +264,12 @@ class StageBuilder:
             return None
         if self.rewards is None and not stage.teacher_advantage:
             raise ConfigError(f"stage '{self.title}' runs {stage.algorithm} and needs rewards: add a 'rewards' section")
+        for task, rewards in self.rewards.tasks.items() if self.rewards is not None else ():
+            if rewards.min_scored > stage.group_size:
+                raise ConfigError(
+                    f"rewards.{task}.min_scored is {rewards.min_scored}, and the groups of stage '{self.title}' have "
+                    f"{stage.group_size} answers: none would be trained on"
+                )
         return self.rewards
 
     def _teacher_logprobs(self, stage: PolicyStage | OnPolicyDistillStage) -> TeacherLogprobs | None:

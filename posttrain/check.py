@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +35,8 @@ from posttrain.rewards import RewardTable
 from posttrain.teachers.room import TeacherRoom
 
 _MANY_PROBLEMS = 20
+_NEIGHBOURS = 2
+"""Rows whose right answers must be wrong ones for the next row of their task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,9 +201,10 @@ def _state_bytes(model: torch.nn.Module, optimizer: str) -> int:
 
 
 def _reference_problems(source: DataSource, rewards: RewardTable | None, rows: int, where: str) -> Iterator[str]:
-    """Rows whose own reference would not earn its full reward."""
+    """Rows whose own reference would not earn its full reward, or whose wrong answers would."""
     if rewards is None:
         return
+    earlier: dict[str, list[Mapping[str, Any]]] = {}
     for index in _first(source, rows):
         try:
             example = source[index]
@@ -211,8 +215,12 @@ def _reference_problems(source: DataSource, rewards: RewardTable | None, rows: i
             if where != "evaluation":
                 yield f"{where}: {example.id} is of task '{example.task}', which has no rewards"
             continue
+        others = earlier.setdefault(example.task, [])
         for problem in rewards.check(example.task, example.reference):
             yield f"{where}: {example.id}: {problem}"
+        for problem in rewards.check_wrong(example.task, example.reference, others[-_NEIGHBOURS:]):
+            yield f"{where}: {example.id}: {problem}"
+        others.append(example.reference)
 
 
 def _first(source: DataSource, rows: int) -> range:

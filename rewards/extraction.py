@@ -4,11 +4,18 @@ Everything here takes time linear in the text, so that no completion can stall a
 """
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+Extraction = Literal["marked", "tagged", "last_boxed", "last_line", "after_think", "whole"]
+"""What counts as a task's answer; `EXTRACTIONS` says how each is found."""
 
 MAX_ANSWER_CHARS = 1000
 """A longer "answer" is a dump of the reasoning: it counts as no answer."""
 NO_ANSWER = f"no final answer of at most {MAX_ANSWER_CHARS} characters"
 """The reason that rewards give where `extract_answer` found nothing."""
+MAX_LONG_ANSWER_CHARS = 100_000
+"""Bound of an answer that may be a whole page, as in a transcription."""
 MAX_BARE_CHARS = 100
 """A whole response of one line up to this long counts as an answer without any mark."""
 
@@ -22,7 +29,8 @@ def extract_answer(text: str, *, max_chars: int = MAX_ANSWER_CHARS) -> str | Non
 
     Thoughts never count. In what follows them, the first of these that occurs: the last `<answer>...</answer>`, the
     last `\boxed{...}`, the rest of the line after the last `####`, after the last "answer is" or "Answer:", the whole
-    text if it is one short line. A `\boxed{...}` inside the tag is opened too.
+    text if it is one short line. A `\boxed{...}` inside the tag is opened too, unless there are several different ones
+    in it: two answers are not one.
     """
     spoken = strip_thinking(text)
     if spoken is None:
@@ -46,6 +54,16 @@ def whole_answer(text: str) -> str | None:
         return None
     tagged = last_tagged(spoken)
     return next(reversed(all_boxed(spoken)), spoken) if tagged is None else tagged
+
+
+def extract(text: str, extraction: Extraction) -> str | None:
+    """The answer as `extraction` finds it after the thoughts, stripped; None for none, or one beyond its bound."""
+    spoken = strip_thinking(text)
+    if spoken is None:
+        return None
+    find, max_chars = EXTRACTIONS[extraction]
+    answer = (find(spoken) or "").strip()
+    return answer if 0 < len(answer) <= max_chars else None
 
 
 def strip_thinking(text: str) -> str | None:
@@ -96,9 +114,11 @@ def all_boxed(text: str) -> list[str]:
 
 def _marked_answer(spoken: str) -> str | None:
     tagged = last_tagged(spoken)
-    boxed = last_boxed(spoken if tagged is None else tagged)
-    if boxed is not None:
-        return boxed
+    boxes = all_boxed(spoken if tagged is None else tagged)
+    if tagged is not None and len(set(boxes)) > 1:
+        return tagged
+    if boxes:
+        return boxes[-1]
     if tagged is not None:
         return tagged
     if "####" in spoken:
@@ -121,3 +141,18 @@ def _closing_braces(text: str) -> dict[int, int]:
         elif match[0] == "}" and open_braces:
             closing[open_braces.pop()] = match.start()
     return closing
+
+
+def _last_line(spoken: str) -> str:
+    return spoken.strip().rpartition("\n")[2]
+
+
+EXTRACTIONS: Mapping[Extraction, tuple[Callable[[str], str | None], int]] = {
+    "marked": (extract_answer, MAX_ANSWER_CHARS),
+    "tagged": (last_tagged, MAX_ANSWER_CHARS),
+    "last_boxed": (last_boxed, MAX_ANSWER_CHARS),
+    "last_line": (_last_line, MAX_ANSWER_CHARS),
+    "after_think": (str, MAX_LONG_ANSWER_CHARS),
+    "whole": (whole_answer, MAX_LONG_ANSWER_CHARS),
+}
+"""Name -> (what finds it in a text without thoughts, its bound in characters)."""

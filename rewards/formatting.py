@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .batching import BatchReward
 from .extraction import all_boxed, strip_thinking
@@ -24,6 +24,7 @@ class FormatReward(BatchReward):
     newlines; it runs in a worker process under a deadline, since a careless one can backtrack for ever.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     pattern: str = "think_answer"
     """A layout's name, or a regular expression."""
     deadline_s: float = 2.0

@@ -1,13 +1,15 @@
 """Plain functions as rewards, in the style that TRL's trainers take."""
 
+import asyncio
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .batching import BatchReward
-from .score import Completion, Score
+from .score import BadRewardError, Completion, Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,18 +17,17 @@ class FunctionReward(BatchReward):
     """`f(prompts=..., completions=..., **columns) -> list[float | None]`, called once for a batch.
 
     Columns are the reference fields, each a list as long as the batch, with None where a row lacks the field.
-    `completion_ids` is passed as TRL does. A function without `**kwargs` gets only what it names.
-    None and NaN mean unscored. Raises ValueError for an answer of another length or kind.
+    `completion_ids` is passed as TRL does, and `final_answers` as the task's extraction finds them. A function without
+    `**kwargs` gets only what it names. It may be async: it is awaited in an event loop of its own, from any thread.
+    None and NaN mean unscored; an infinite number is unscored as an error. Raises `BadRewardError` for an answer of
+    another length or kind.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     function: Callable[..., Any]
     """The function."""
     conversational: bool = True
     """Gives prompts and completions as message lists, as TRL does for conversational data; False gives bare texts."""
-
-    def __post_init__(self) -> None:
-        if inspect.iscoroutinefunction(self.function):
-            raise ValueError(f"reward function {self.name!r} is async; wrap it: lambda **rows: asyncio.run(f(**rows))")
 
     @property
     def name(self) -> str:
@@ -38,13 +39,16 @@ class FunctionReward(BatchReward):
 
     def score_batch(self, completions: Sequence[Completion], references: Sequence[Mapping[str, Any]]) -> list[Score]:
         values = self.function(**self._arguments(completions, references))
+        if inspect.isawaitable(values):
+            values = _awaited(values)
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-            raise ValueError(f"reward function {self.name!r} must return a list of numbers, got {values!r:.80}")
-        values = list(values)
+            raise self._wrong(f"must return a list of numbers, got {values!r:.80}")
+        try:
+            values = list(values)
+        except TypeError:  # an array without axes is an Iterable, and cannot be walked
+            raise self._wrong(f"must return a list of numbers, got {values!r:.80}") from None
         if len(values) != len(completions):
-            raise ValueError(
-                f"reward function {self.name!r} returned {len(values)} values for {len(completions)} completions"
-            )
+            raise self._wrong(f"returned {len(values)} values for {len(completions)} completions")
         return [self._score(value) for value in values]
 
     def _arguments(
@@ -56,6 +60,7 @@ class FunctionReward(BatchReward):
         prompts, texts = [c.prompt for c in completions], [c.text for c in completions]
         offered["prompts"] = [self._as_given("user", text) for text in prompts]
         offered["completions"] = [self._as_given("assistant", text) for text in texts]
+        offered.setdefault("final_answers", [completion.answer for completion in completions])
         parameters = inspect.signature(self.function).parameters.values()
         for parameter in parameters:
             required = parameter.default is parameter.empty and parameter.kind in (
@@ -64,9 +69,7 @@ class FunctionReward(BatchReward):
             )
             if required and parameter.name not in offered:
                 held = ", ".join(columns) or "no fields"
-                raise ValueError(
-                    f"reward function {self.name!r} wants {parameter.name!r}, but the references hold: {held}"
-                )
+                raise self._wrong(f"wants {parameter.name!r}, but the references hold: {held}")
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return offered
         return {parameter.name: offered[parameter.name] for parameter in parameters if parameter.name in offered}
@@ -75,14 +78,27 @@ class FunctionReward(BatchReward):
         return [{"role": role, "content": text}] if self.conversational else text
 
     def _score(self, value: Any) -> Score:
+        if isinstance(value, str | bytes):
+            raise self._wrong(f"returned {value!r:.80} where a number was wanted")
         try:
             number = math.nan if value is None else float(value)
         except (TypeError, ValueError):
-            raise ValueError(
-                f"reward function {self.name!r} returned {value!r:.80} where a number was wanted"
-            ) from None
+            raise self._wrong(f"returned {value!r:.80} where a number was wanted") from None
         if math.isnan(number):
-            return Score.unscored(f"{self.name} gave no verdict")
+            return Score.unscored("it gave no verdict")
         if math.isinf(number):
-            raise ValueError(f"reward function {self.name!r} returned {number}; return None where there is no verdict")
+            return Score(value=None, reason=f"it returned {number}", error=True)
         return Score(value=number)
+
+    def _wrong(self, problem: str) -> BadRewardError:
+        return BadRewardError(f"reward function {self.name!r} {problem}")
+
+
+def _awaited(values: Awaitable[Any]) -> Any:
+    """What it comes to, in a thread of its own: this one may be running an event loop."""
+
+    async def wait() -> Any:
+        return await values
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(wait())).result()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .extraction import strip_thinking
 from .instruction_kinds import Instruction, parse_instructions
@@ -23,6 +23,7 @@ class InstructionReward:
     words follows nothing.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     credit: Literal["fraction", "all"] = "fraction"
     """fraction gives the share of the instructions that are followed, all gives 1 only where every one is."""
     mode: Literal["strict", "loose"] = "strict"

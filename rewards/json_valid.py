@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .json_text import JSONAnswerError, answer_json, strict_json
 from .registry import register
@@ -19,6 +19,7 @@ class JSONValid:
     twice in one object, nesting more than 64 deep, and more than 262,144 characters.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     kind: Literal["any", "object", "list"] = "any"
     """What it must be at the top."""
     alone: bool = False

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 from .extraction import strip_thinking
 from .language_id import SCRIPTS_OF, language_of, same_language, script_of
@@ -42,6 +42,7 @@ class LanguagePenalty:
     names the language to answer in. Not for transcription tasks, whose answers are in the image's language.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     language_key: str = "language"
     """A reference field that may name the language to answer in (ISO 639-1: `en`, `zh`)."""
     answer_key: str = "answer"

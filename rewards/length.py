@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .registry import register
 from .score import Completion, Score
@@ -17,6 +17,7 @@ class LengthPenalty:
     Unscored for a completion that has a text but comes without tokens: its length is not known.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     max_tokens: int = 20_480
     """From here on the penalty is whole; at most the stage's token limit. DAPO's figure."""
     buffer_tokens: int = 4096

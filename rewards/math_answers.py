@@ -31,7 +31,6 @@ _AS_LATEX = str.maketrans(
         "π": r"\pi ",
         "∞": r"\infty ",
         "°": r"^\circ",
-        "∅": r"\emptyset ",
     }
 )
 _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
@@ -65,7 +64,7 @@ def canonical(answer: str) -> str:
         if len(answer) >= len(opening) + len(closing) and answer.startswith(opening) and answer.endswith(closing):
             answer = answer[len(opening) : -len(closing)].strip()
     answer = _SIZING.sub("", answer.replace(r"\$", "").replace("$", "").replace("**", "^"))
-    answer = answer.replace(r"\varnothing", r"\emptyset")
+    answer = answer.replace(r"\varnothing", r"\emptyset").replace("∅", r"\emptyset")
     answer = answer.strip().removesuffix(".").strip()
     if _GROUPED.fullmatch(answer):
         answer = _GROUP_MARK.sub("", answer)

@@ -54,7 +54,7 @@ _UNITS = _table()
 _TEXT = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname|rm)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"(?:\s|~|\\[,;:! ])+")
 _FACTOR = r"[A-Za-z€]+(?:\^?\{?-?[1-9]\}?|[²³])?"
-_TIMES = r" ?(?:/|\*|·|\\cdot|per) ?"
+_TIMES = r"(?: ?(?:/|\*|·|\\cdot) ?| per )"
 _QUANTITY = re.compile(
     rf"(?P<number>.*[\d)}}])(?P<gap> ?)(?P<power>square |cubic )?(?P<unit>{_FACTOR}(?:{_TIMES}{_FACTOR})*)"
 )

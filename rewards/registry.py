@@ -68,22 +68,23 @@ def describe(name: str) -> list[Option]:
     return [_option(field, hints[field.name], docs.get(field.name, "")) for field in fields(cls)]
 
 
-def make_reward(spec: RewardSpec) -> Reward:
+def make_reward(spec: RewardSpec, *, deadline_s: float | None = None) -> Reward:
     """A reward from a recipe's or a script's word for it.
 
     `"math"`, `{"name": "math", "deadline_s": 2}`, `"my_module:function"`, `{"name": "my_module:MyReward", **options}`,
     a reward object, or a function `f(prompts=..., completions=..., **columns) -> list[float | None]` as TRL takes.
+    `deadline_s` is the value of an option of that name which the spec does not give; a finished object keeps its own.
     Raises ValueError for an unknown name, module, option, or an option of the wrong type, naming the nearest valid one.
     """
     if isinstance(spec, str):
-        return _from_name(spec, {})
+        return _from_name(spec, {}, deadline_s)
     if isinstance(spec, Mapping):
         options = dict(spec)
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise ValueError(f"a reward's mapping needs a 'name' (one of {', '.join(available())}), got {dict(spec)}")
-        return _from_name(name, options)
-    return _from_object(spec, {})
+        return _from_name(name, options, deadline_s)
+    return _from_object(spec, {}, deadline_s)
 
 
 def reward_name(reward: Reward) -> str:
@@ -102,23 +103,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; known are: {', '.join(known)}" if known else "; there are none"
 
 
-def _from_name(name: str, options: dict[str, Any]) -> Reward:
+def _from_name(name: str, options: dict[str, Any], deadline_s: float | None) -> Reward:
     if ":" in name:
-        return _from_object(_import(name), options)
-    return _construct(_registered_class(name), name, options)
+        return _from_object(_import(name), options, deadline_s)
+    return _construct(_registered_class(name), name, options, deadline_s)
 
 
-def _from_object(made: Any, options: dict[str, Any]) -> Reward:
+def _from_object(made: Any, options: dict[str, Any], deadline_s: float | None) -> Reward:
     if isinstance(made, type):
         if not (is_dataclass(made) and _follows_protocol(made)):
             raise ValueError(f"{made.__name__} is a class but no dataclass with the Reward protocol; pass an instance")
-        return _construct(made, made.__name__, options)
+        return _construct(made, made.__name__, options, deadline_s)
     if isinstance(made, Reward):
         if options:
             raise ValueError(f"{made!r:.80} is a finished reward and takes no options, got {', '.join(options)}")
         return made
     if callable(made):
-        return _construct(FunctionReward, FunctionReward(function=made).name, options, function=made)
+        return _construct(FunctionReward, FunctionReward(function=made).name, options, None, function=made)
     raise ValueError(f"{made!r:.80} is no reward: give a name, a mapping, 'module:function', a Reward or a function")
 
 
@@ -142,8 +143,10 @@ def _registered_class(name: str) -> type:
     return _registered[name]
 
 
-def _construct(cls: type, name: str, options: dict[str, Any], **fixed: Any) -> Reward:
+def _construct(cls: type, name: str, options: dict[str, Any], deadline_s: float | None = None, **fixed: Any) -> Reward:
     hints = {key: hint for key, hint in get_type_hints(cls).items() if key in {field.name for field in fields(cls)}}
+    if deadline_s is not None and "deadline_s" in hints:
+        options = {"deadline_s": deadline_s, **options}
     for key in options:
         if key not in hints or key in fixed:
             raise ValueError(f"reward {name!r} has no option {key!r}{nearest(key, set(hints) - set(fixed))}")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from .registry import register
 from .score import Completion, Score
@@ -24,6 +24,7 @@ class RepetitionPenalty:
     Thoughts count. Time is linear in the text.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     unit: Literal["tokens", "text"] = "tokens"
     """What n-grams are made of: the policy's tokens, or words, Chinese characters and marks. Where a completion comes
     without tokens, its text is taken."""

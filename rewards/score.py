@@ -1,9 +1,24 @@
 """What a reward reads and what it returns."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """One call of a tool that the environment ran, or tried to run."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+    """What the tool answered, as the policy read it."""
+    error: str = ""
+    """Why it could not be run; empty where it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +35,14 @@ class Completion:
     """The policy's own tokens."""
     num_tool_calls: int = 0
     """Tool calls that the environment ran; never counted from the text."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls themselves, in order, those that failed too."""
+    num_turns: int = 1
+    """Turns of the policy, counted by the environment."""
+    images: "tuple[Image.Image | str, ...]" = ()
+    """What the policy was shown, as pictures or paths, for judges that can see."""
+    answer: str | None = None
+    """The final answer, filled in by the table as the task's extraction finds it; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +58,8 @@ class Score:
     """Named components, for metrics and the report."""
     reason: str = ""
     """Why it is unscored, or a remark for the report."""
+    error: bool = False
+    """True where the reward itself failed: it raised, gave no finite number, or ran past the task's deadline."""
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
@@ -65,6 +90,39 @@ class Reward(Protocol):
     def perfect_answer(self, reference: Mapping[str, Any]) -> str | None:
         """The text that earns full marks; None where a reference does not determine one (format, length)."""
         ...
+
+
+@runtime_checkable
+class WholeTextReward(Protocol):
+    """A reward that judges all that was said, such as a layout or a length, also where a task sets an extraction.
+
+    Any other reward then reads the extracted answer alone. `reads_whole_text: ClassVar[bool] = True` says so.
+    """
+
+    reads_whole_text: ClassVar[bool]
+
+
+@runtime_checkable
+class TimedReward(Protocol):
+    """A reward that keeps a deadline itself, as those do that run in worker processes."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Wall-clock seconds of one verdict."""
+        ...
+
+
+@runtime_checkable
+class OffersWrongAnswers(Protocol):
+    """A reward that knows answers which only look right, for `posttrain check`: none may earn full marks."""
+
+    def wrong_answers(self, reference: Mapping[str, Any]) -> Iterable[str]:
+        """Texts as a policy might write them. Leave out those that a tolerance makes right."""
+        ...
+
+
+class BadRewardError(ValueError):
+    """A reward that breaks its contract, such as a wrong number of scores: a bug of the reward, of no completion."""
 
 
 class BadReferenceError(ValueError):

@@ -1,18 +1,24 @@
-"""The table task -> weighted rewards: each task of a mixture is scored by its own verifiers."""
+"""The table task -> rewards: each task of a mixture is scored by its own verifiers, in its own way."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+from .aggregation import Aggregation, clipped, gated_sum, weighted_sum
 from .batching import score_many
+from .corruption import reference_problem, underserved
+from .extraction import EXTRACTIONS, Extraction, extract, extract_answer
 from .registry import RewardSpec, make_reward, nearest, reward_name
-from .score import BadReferenceError, Completion, Reward, Score
+from .score import Completion, Reward, Score, WholeTextReward
 
 DEFAULT_TASK = "default"
 """The entry for tasks that have none of their own."""
 
 Truncated = Literal["score", "zero", "unscored"]
+Timed = Callable[[str, float], None]
+"""Is told (reward's name, seconds) of every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,8 @@ class WeightedReward:
     """Its name in metrics and the report; by default the registered name, the function's, or the class's."""
     full_score: float = 1.0
     """What a perfect answer earns, before the weight; 0 for a pure penalty."""
+    gate: bool | float = False
+    """Of gate_by_correctness: True opens the gate at the full score, a number from there on."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
@@ -35,14 +43,37 @@ class WeightedReward:
         if not self.name:
             object.__setattr__(self, "name", reward_name(self.reward))
 
+    @property
+    def opens_at(self) -> float | None:
+        """The value from which it opens its gate; None where it is no gate."""
+        if isinstance(self.gate, bool):
+            return self.full_score if self.gate else None
+        return self.gate
+
+    @property
+    def is_needed(self) -> bool:
+        """True where a completion has no score without its verdict."""
+        return self.weight > 0 or self.opens_at is not None
+
 
 @dataclass(frozen=True, slots=True)
 class TaskRewards:
-    """The rewards of one task; their weighted sum is its score."""
+    """The rewards of one task, and how they become its score."""
 
     rewards: tuple[WeightedReward, ...]
     truncated: Truncated = "score"
     """What a completion that the token limit ended gets: its score like any other, 0, or none."""
+    answer: Extraction | None = None
+    """What counts as the answer; None lets each reward look for it in its own way."""
+    aggregation: Aggregation = "weighted_sum"
+    clip: tuple[float, float] | None = None
+    """Bounds of the sum."""
+    error: Literal["unscored"] | float = "unscored"
+    """What a completion earns for which a reward that counts has no verdict: no score, or this number."""
+    deadline_s: float | None = None
+    """Wall-clock seconds of one call of a reward that keeps no deadline itself."""
+    min_scored: int = 2
+    """Groups with fewer scores than this are not trained on."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewards", tuple(self.rewards))
@@ -50,23 +81,55 @@ class TaskRewards:
         if not any(weighted.weight > 0 for weighted in self.rewards):
             raise ValueError(f"a task needs a reward with a weight above 0, got {names or 'no reward'}")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two rewards of one task are named {twice[0]!r}; give one another name")
-        if self.truncated not in ("score", "zero", "unscored"):
+            raise ValueError(f"two rewards of one task are named {twice[0]!r}; give one another name (label)")
+        if self.truncated not in get_args(Truncated):
             raise ValueError(f"truncated must be 'score', 'zero' or 'unscored', got {self.truncated!r}")
+        if self.answer is not None and self.answer not in EXTRACTIONS:
+            raise ValueError(f"there is no extraction {self.answer!r}{nearest(str(self.answer), EXTRACTIONS)}")
+        if self.min_scored < 1:
+            raise ValueError(f"min_scored must be at least 1, got {self.min_scored}")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ValueError(f"deadline_s must be above 0 seconds, got {self.deadline_s}")
+        if self.error != "unscored" and not (isinstance(self.error, int | float) and math.isfinite(self.error)):
+            raise ValueError(f"error must be 'unscored' or a number, got {self.error!r}")
+        self._check_aggregation()
 
     @property
     def full_score(self) -> float:
         """What a perfect answer earns."""
-        return sum(weighted.weight * weighted.full_score for weighted in self.rewards)
+        return clipped(sum(weighted.weight * weighted.full_score for weighted in self.rewards), self.clip)
 
-    def score_batch(self, completions: Sequence[Completion], references: Sequence[Mapping[str, Any]]) -> list[Score]:
-        """One score for each completion, in order."""
+    @property
+    def counted(self) -> tuple[WeightedReward, ...]:
+        """Those with a weight above 0."""
+        return tuple(weighted for weighted in self.rewards if weighted.weight > 0)
+
+    def score_batch(
+        self,
+        completions: Sequence[Completion],
+        references: Sequence[Mapping[str, Any]],
+        *,
+        timed: Timed | None = None,
+    ) -> list[Score]:
+        """One score for each completion, in order. Raises `BadRewardError` where a reward gives something else."""
         heard = [self.truncated == "score" or not completion.truncated for completion in completions]
         kept = [index for index, is_heard in enumerate(heard) if is_heard]
-        columns = [
-            score_many(weighted.reward, [completions[i] for i in kept], [references[i] for i in kept])
-            for weighted in self.rewards
-        ]
+        read = [self._read(completions[i]) for i in kept]
+        columns = []
+        for weighted in self.rewards:
+            start = time.perf_counter()
+            views = read if isinstance(weighted.reward, WholeTextReward) else [self._view(c) for c in read]
+            columns.append(
+                score_many(
+                    weighted.reward,
+                    views,
+                    [references[i] for i in kept],
+                    name=weighted.name,
+                    deadline_s=self.deadline_s,
+                )
+            )
+            if timed is not None:
+                timed(weighted.name, time.perf_counter() - start)
         silent = (
             Score(value=0.0, reason="cut off by the token limit")
             if self.truncated == "zero"
@@ -77,25 +140,81 @@ class TaskRewards:
             scores[index] = self._combine(row)
         return scores
 
+    def values(self, score: Score) -> list[float] | None:
+        """What each reward in `counted` gave, of one of this task's scores; None where it is unscored.
+
+        A reward without a verdict of its own in a scored completion (cut off, or worth `error`) has the value with
+        which the weighted sum is right when all have it.
+        """
+        if score.value is None:
+            return None
+        share = score.value / sum(weighted.weight for weighted in self.counted)
+        return [score.parts.get(weighted.name, share) for weighted in self.counted]
+
     def check(self, reference: Mapping[str, Any]) -> list[str]:
         """A sentence for each reward that does not give its own perfect answer its full score."""
-        return [problem for weighted in self.rewards if (problem := _problem(weighted, reference))]
+        found = (reference_problem(w.reward, w.full_score, reference) for w in self.rewards)
+        return [f"{w.name}: {problem}" for w, problem in zip(self.rewards, found, strict=True) if problem]
+
+    def check_wrong(self, reference: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+        """A sentence for each reward that gives a wrong answer its full score; `others`: other rows' references."""
+        return [
+            f"{weighted.name}: {problem}"
+            for weighted in self.rewards
+            for problem in underserved(weighted.reward, weighted.full_score, reference, others)
+        ]
+
+    def _read(self, completion: Completion) -> Completion:
+        found = extract_answer(completion.text) if self.answer is None else extract(completion.text, self.answer)
+        return replace(completion, answer=found)
+
+    def _view(self, completion: Completion) -> Completion:
+        """What a reward of answers reads: all that was said, or where the task says what counts, that alone."""
+        if self.answer is None:
+            return completion
+        answer = completion.answer or ""
+        is_plain = answer and "<answer>" not in answer and "</answer>" not in answer
+        return replace(completion, text=f"<answer>{answer}</answer>" if is_plain else answer)
 
     def _combine(self, row: Sequence[Score]) -> Score:
-        total, parts, unscored, remarks = 0.0, {}, [], []
+        values, parts, unscored, remarks = [], {}, [], []
         for weighted, score in zip(self.rewards, row, strict=True):
             remark = f"{weighted.name}: {score.reason}"
+            values.append(score.value or 0.0)
             if score.value is not None:
-                total += weighted.weight * score.value
                 parts[weighted.name] = score.value
-            elif weighted.weight > 0:
+            elif weighted.is_needed:
                 unscored.append(remark)
             parts.update({f"{weighted.name}/{part}": value for part, value in score.parts.items()})
             if score.reason:
                 remarks.append(remark)
+        failed = any(s.error and w.is_needed for w, s in zip(self.rewards, row, strict=True))
         if unscored:
-            return Score(value=None, parts=parts, reason="; ".join(unscored))
-        return Score(value=total, parts=parts, reason="; ".join(remarks))
+            worth = None if self.error == "unscored" else float(self.error)
+            return Score(value=worth, parts=parts, reason="; ".join(unscored), error=failed)
+        return Score(value=clipped(self._sum(values), self.clip), parts=parts, reason="; ".join(remarks))
+
+    def _sum(self, values: Sequence[float]) -> float:
+        weights = [weighted.weight for weighted in self.rewards]
+        if self.aggregation == "gate_by_correctness":
+            return gated_sum(values, weights, [weighted.opens_at for weighted in self.rewards])
+        return weighted_sum(values, weights)
+
+    def _check_aggregation(self) -> None:
+        if self.aggregation not in get_args(Aggregation):
+            known = ", ".join(get_args(Aggregation))
+            raise ValueError(f"there is no aggregation {self.aggregation!r}; known are: {known}")
+        gates = [weighted.name for weighted in self.rewards if weighted.opens_at is not None]
+        if self.aggregation == "gate_by_correctness" and not gates:
+            raise ValueError("gate_by_correctness needs a reward with gate: true, on whose full score bonuses depend")
+        if self.aggregation != "gate_by_correctness" and gates:
+            raise ValueError(f"{gates[0]!r} is a gate, which {self.aggregation} has none of; use gate_by_correctness")
+        if self.clip is not None:
+            low, high = self.clip
+            if not low < high:
+                raise ValueError(f"clip must be (low, high) with low below high, got {self.clip}")
+            if self.aggregation == "normalise_then_sum":
+                raise ValueError("normalise_then_sum compares rewards one by one: there is no sum to clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +228,36 @@ class RewardTable:
             raise ValueError("a reward table needs at least one task")
 
     def score(self, task: str, completion: Completion, reference: Mapping[str, Any]) -> Score:
-        """The weighted sum, with every reward's value in `parts` under its name, and its own parts as `name/part`.
+        """The task's score, with every reward's value in `parts` under its name, and its own parts as `name/part`.
 
         Unscored, with the reason, where a reward with a weight above 0 has no verdict.
         """
         return self.rewards_for(task).score_batch([completion], [reference])[0]
 
-    def score_batch(self, items: Sequence[tuple[str, Completion, Mapping[str, Any]]]) -> list[Score]:
+    def score_batch(
+        self, items: Sequence[tuple[str, Completion, Mapping[str, Any]]], *, timed: Timed | None = None
+    ) -> list[Score]:
         """`score` of each (task, completion, reference), in order; each task's rewards see its completions at once."""
         rows: dict[str, list[int]] = {}
         for index, (task, _, _) in enumerate(items):
             rows.setdefault(task, []).append(index)
         scores: dict[int, Score] = {}
         for task, indices in rows.items():
-            completions, references = [items[i][1] for i in indices], [items[i][2] for i in indices]
-            scores.update(zip(indices, self.rewards_for(task).score_batch(completions, references), strict=True))
+            found = self.rewards_for(task).score_batch(
+                [items[i][1] for i in indices], [items[i][2] for i in indices], timed=timed
+            )
+            scores.update(zip(indices, found, strict=True))
         return [scores[index] for index in range(len(items))]
 
     def check(self, task: str, reference: Mapping[str, Any]) -> list[str]:
         """What is wrong with a row's reference, in sentences; empty where its perfect answer earns its full score."""
         return self.rewards_for(task).check(reference)
+
+    def check_wrong(
+        self, task: str, reference: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()
+    ) -> list[str]:
+        """Wrong answers that earn full marks, in sentences; `others`: references of other rows of the task."""
+        return self.rewards_for(task).check_wrong(reference, others)
 
     def full_score(self, task: str) -> float:
         """What a perfect answer to this task earns."""
@@ -138,54 +267,48 @@ class RewardTable:
         """True where `task` has rewards, its own or the default ones."""
         return task in self.tasks or DEFAULT_TASK in self.tasks
 
+    def entry_of(self, task: str) -> str:
+        """The task itself, or "default". Raises ValueError where the table has neither."""
+        if not self.serves(task):
+            raise ValueError(f"no rewards for task {task!r}{nearest(task, self.tasks)}")
+        return task if task in self.tasks else DEFAULT_TASK
+
     def rewards_for(self, task: str) -> TaskRewards:
         """The task's rewards, or the default entry's. Raises ValueError where there is neither."""
-        rewards = self.tasks.get(task) or self.tasks.get(DEFAULT_TASK)
-        if rewards is None:
-            raise ValueError(f"no rewards for task {task!r}{nearest(task, self.tasks)}")
-        return rewards
+        return self.tasks[self.entry_of(task)]
 
 
 def make_table(
-    tasks: Mapping[str, RewardSpec | Sequence[RewardSpec]], *, truncated: Truncated = "score"
+    tasks: Mapping[str, RewardSpec | Sequence[RewardSpec] | TaskRewards], *, truncated: Truncated = "score"
 ) -> RewardTable:
-    """A table from a recipe: task -> one reward or a list, each as `make_reward` takes it.
+    """A table from a script: task -> one reward, a list, each as `make_reward` takes it, or finished `TaskRewards`.
 
-    A mapping may also hold `weight` (1 by default) and `as`, its name in metrics:
+    A mapping may also hold `weight` (1 by default), `label`, its name in metrics, and `gate`:
     `{"gsm8k": [{"name": "math", "weight": 0.9}, {"name": "format", "pattern": "boxed", "weight": 0.1}]}`.
     Raises ValueError as `make_reward` does, naming the task.
     """
     made = {}
     for task, specs in tasks.items():
+        if isinstance(specs, TaskRewards):
+            made[task] = specs
+            continue
         listed = specs if isinstance(specs, list | tuple) else [specs]
         try:
-            made[task] = TaskRewards(tuple(_weighted(spec) for spec in listed), truncated)
+            made[task] = TaskRewards(tuple(weighted_reward(spec) for spec in listed), truncated)
         except ValueError as error:
             raise ValueError(f"task {task!r}: {error}") from error
     return RewardTable(made)
 
 
-def _weighted(spec: Any) -> WeightedReward:
+def weighted_reward(spec: Any, *, deadline_s: float | None = None) -> WeightedReward:
+    """What `make_reward` makes of the spec, with the `weight`, `label` and `gate` that a mapping may hold."""
     if isinstance(spec, WeightedReward):
         return spec
     if not isinstance(spec, Mapping):
-        return WeightedReward(make_reward(spec))
+        return WeightedReward(make_reward(spec, deadline_s=deadline_s))
     options = dict(spec)
-    weight, name = options.pop("weight", 1.0), options.pop("as", "")
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise ValueError(f"a reward's weight must be a number, got {weight!r:.80}")
-    return WeightedReward(make_reward(options), float(weight), str(name))
-
-
-def _problem(weighted: WeightedReward, reference: Mapping[str, Any]) -> str | None:
-    try:
-        perfect = weighted.reward.perfect_answer(reference)
-        if perfect is None:
-            return None
-        score = weighted.reward(Completion(text=perfect), reference)
-    except BadReferenceError as error:
-        return f"{weighted.name}: {error}"
-    if score.value is not None and math.isclose(score.value, weighted.full_score, abs_tol=1e-9):
-        return None
-    earned = f"unscored ({score.reason})" if score.value is None else f"{score.value:g}"
-    return f"{weighted.name}: its own perfect answer {perfect!r:.80} earns {earned}, not {weighted.full_score:g}"
+    weight, label, gate = options.pop("weight", 1.0), options.pop("label", ""), options.pop("gate", False)
+    for key, number in (("weight", weight), ("gate", gate)):
+        if not isinstance(number, int | float) or (key == "weight" and isinstance(number, bool)):
+            raise ValueError(f"a reward's {key} must be a number, got {number!r:.80}")
+    return WeightedReward(make_reward(options, deadline_s=deadline_s), float(weight), str(label), gate=gate)

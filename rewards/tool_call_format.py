@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .registry import register
 from .score import Completion, Score
@@ -19,6 +19,7 @@ class ToolCallFormat:
     and JSON types must fit. Calls in thoughts are none. Says nothing about whether the environment ran the calls.
     """
 
+    reads_whole_text: ClassVar[bool] = True
     tools_key: str = "tools"
     """The reference field with the tools' schemas, as the chat template takes them, or names; need not be there."""
     required: bool = False

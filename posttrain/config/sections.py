@@ -112,14 +112,37 @@ class DataSection(Section):
 class RewardItem(Section):
     name: str = Field(description="Registered reward, or module:function of your own.")
     weight: float = Field(default=1.0, description="Factor in the task's sum.")
+    label: str = Field(default="", description="Its name in metrics and the report; default: its own name.")
+    gate: bool | float = Field(
+        default=False,
+        description="Of gate_by_correctness: bonuses are paid where this reward is full; a number: from there on.",
+    )
     options: dict[str, Any] = Field(default={}, description="The reward's options.")
 
 
 class TaskSection(Section):
-    rewards: list[RewardItem] = Field(min_length=1, description="Rewards that are summed by weight.")
+    rewards: list[RewardItem] = Field(min_length=1, description="Rewards that make the task's score.")
+    answer: Literal["marked", "tagged", "last_boxed", "last_line", "after_think", "whole"] | None = Field(
+        default=None, description="What counts as the answer; null leaves it to each reward."
+    )
+    aggregation: Literal["weighted_sum", "gate_by_correctness", "normalise_then_sum"] = Field(
+        default="weighted_sum",
+        description="Sum; sum whose bonuses a gate must open; or each reward normalised in its group (GDPO).",
+    )
+    clip: tuple[float, float] | None = Field(default=None, description="Lowest and highest score.")
     truncated: Literal["score", "zero", "unscored"] = Field(
         default="score",
         description="What an answer that met the token limit earns; unscored leaves the group's statistics.",
+    )
+    error: Literal["unscored"] | float = Field(
+        default="unscored",
+        description="What an answer earns for which a reward with a weight has no verdict: no score, or this number.",
+    )
+    deadline_s: float | None = Field(
+        default=None, gt=0, description="Seconds of one verdict (of a function: one call); default: each reward's own."
+    )
+    min_scored: int = Field(
+        default=2, ge=1, description="Groups with fewer scores than this are dropped and counted (thin_group_frac)."
     )
 
 

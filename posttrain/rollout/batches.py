@@ -1,6 +1,7 @@
 """An RL step: ask the policy, score what it said, compare within groups, and hand out the sequences to train on."""
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,15 +12,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from posttrain.algorithms import AdvantageKind, Average, distillation_advantages, group_advantages
+from posttrain.algorithms import AdvantageKind, Average, distillation_advantages
 from posttrain.batches import Annotate, StepBatch
 from posttrain.data import Mixture, RenderedPrompt, Renderer, TooLong
 from posttrain.errors import DataError
 from posttrain.model import Budget, PackedPolicy, TokenSequence
 from posttrain.objectives import ADVANTAGES, OLD_LOGPROBS, REFERENCE_LOGPROBS, ROLLOUT_LOGPROBS
 from posttrain.records import Example, Group, Status, Trajectory
-from posttrain.rewards import Completion, RewardTable, Score
+from posttrain.rewards import RewardTable, Score, shared_pool
 from posttrain.rollout.engine import Engine, Request, Sample, Sampling
+from posttrain.rollout.scoring import (
+    advantages_of,
+    completion_of,
+    deviations,
+    is_scored,
+    is_thin,
+    last_user_text,
+    over_batch,
+    score,
+    stop_if_all_failed,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +101,7 @@ class RolloutBatches:
         kept: list[Group] = []
         seen: list[Group] = []
         asked = 0
+        jobs, timeouts = shared_pool().num_jobs, shared_pool().num_timeouts
         wanted = settings.batch_size // self._world
         rounds = 1 + (settings.resample_limit if settings.zero_signal == "resample" else 0)
         for attempt in range(rounds):
@@ -101,11 +114,21 @@ class RolloutBatches:
             groups = self._roll(examples, seed=_seed(settings.seed, step, attempt, self._rank), clock=clock)
             asked += len(examples)
             seen += groups
-            kept += [g for g in groups if settings.zero_signal == "keep" or self._has_signal(g)]
+            kept += [g for g in groups if self._is_kept(g)]
         self._engine.rest()
+        scales = deviations(seen, self._rewards, world=self._world)
         metrics = _metrics(seen, scored=self._rewards is not None)
         if self._rewards is not None:
-            metrics["zero_signal_frac"] = _frac(sum(not has_signal(g) for g in seen), len(seen))
+            stop_if_all_failed([t for group in seen for t in group.trajectories])
+            kept, seen = ([over_batch(g, self._rewards, scales) for g in groups] for groups in (kept, seen))
+            thin = [is_thin(g, self._rewards) for g in seen]
+            silent = [not has_signal(g) for g in seen]
+            metrics["thin_group_frac"] = _frac(sum(thin), len(seen))
+            metrics["zero_signal_frac"] = _frac(sum(s and not t for s, t in zip(silent, thin, strict=True)), len(seen))
+            if shared_pool().num_jobs > jobs:
+                metrics["reward_timeout_frac"] = _frac(
+                    shared_pool().num_timeouts - timeouts, shared_pool().num_jobs - jobs
+                )
         metrics["dropped_frac"] = _frac(asked - len(seen), asked)
         hands = self._deal(kept, metrics, clock)
         return StepBatch(
@@ -146,11 +169,12 @@ class RolloutBatches:
         for place in range(0, len(trajectories), self._settings.group_size):
             members = trajectories[place : place + self._settings.group_size]
             verdicts = scores[place : place + self._settings.group_size]
-            values = [float("nan") if s.value is None else s.value for s in verdicts]
-            advantages = group_advantages(torch.tensor(values), self._settings.advantage).tolist()
+            example = members[0].example
+            rules = self._rewards.rewards_for(example.task) if self._rewards else None
+            advantages = advantages_of(verdicts, rules, self._settings.advantage)
             groups.append(
                 Group(
-                    example=members[0].example,
+                    example=example,
                     trajectories=[
                         replace(t, score=s, advantage=a) for t, s, a in zip(members, verdicts, advantages, strict=True)
                     ],
@@ -194,7 +218,7 @@ class RolloutBatches:
         sequences: list[TokenSequence] = []
         for place, group in enumerate(order):
             for trajectory in group.trajectories:
-                if self._settings.without_score or _counts(trajectory):
+                if self._settings.without_score or is_scored(trajectory):
                     hands.append(place % self._settings.mini_batches)
                     tasks.append(group.example.task)
                     sequences.append(self._sequence(trajectory))
@@ -211,9 +235,12 @@ class RolloutBatches:
                 dealt[hand].append(sequence)
         return dealt
 
-    def _has_signal(self, group: Group) -> bool:
-        """A teacher has something to say of every group."""
-        return self._settings.without_score or self._settings.teacher_advantage > 0 or has_signal(group)
+    def _is_kept(self, group: Group) -> bool:
+        """A teacher has something to say of every group; a comparison, only of one with scores, and unequal ones."""
+        settings = self._settings
+        if self._rewards is None or settings.without_score or settings.teacher_advantage > 0:
+            return True
+        return not is_thin(group, self._rewards) and (settings.zero_signal == "keep" or has_signal(group))
 
 
 def ask(
@@ -256,33 +283,6 @@ def _trajectory(
         status=Status.FINISHED if ended else Status.TRUNCATED,
         weights_version=sample.weights_version,
     )
-
-
-def score(trajectories: Sequence[Trajectory], rewards: RewardTable) -> list[Score]:
-    return rewards.score_batch([(t.example.task, completion_of(t), t.example.reference) for t in trajectories])
-
-
-def completion_of(trajectory: Trajectory) -> Completion:
-    """What rewards see of a trajectory."""
-    return Completion(
-        text=trajectory.text,
-        prompt=last_user_text(trajectory.example),
-        truncated=trajectory.status is Status.TRUNCATED,
-        token_ids=tuple(trajectory.token_ids[trajectory.mask].tolist()),
-    )
-
-
-def last_user_text(example: Example) -> str:
-    for message in reversed(example.messages):
-        if message["role"] == "user":
-            content = message["content"]
-            return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-    return ""
-
-
-def _counts(trajectory: Trajectory) -> bool:
-    """Unscored trajectories are not trained on, and not counted in the step's mean."""
-    return trajectory.score is not None and trajectory.score.is_scored
 
 
 def has_signal(group: Group) -> bool:
@@ -346,13 +346,15 @@ def _metrics(groups: Sequence[Group], *, scored: bool) -> dict[str, Average]:
             values["length/mean"].append(float(t.mask.sum()))
             values["truncated_frac"].append(float(t.status is Status.TRUNCATED))
             if scored:
-                values["unscored_frac"].append(float(not _counts(t)))
+                values["unscored_frac"].append(float(not is_scored(t)))
+                values["reward_error_frac"].append(float(t.score is not None and t.score.error))
             if t.score is None or t.score.value is None:
                 continue
             values["reward"].append(t.score.value)
             values[f"reward/{t.example.task}"].append(t.score.value)
             for part, value in t.score.parts.items():
-                values[f"part/{part}"].append(value)
+                if math.isfinite(value):
+                    values[f"part/{part}"].append(value)
     return {name: Average(total=float(sum(v)), count=float(len(v))) for name, v in values.items()}
 
 

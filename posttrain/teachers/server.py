@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,7 @@ class ServerTeacher:
 
         model: as the server calls it; not needed where it serves one. timeout_s: of one try of one request. retries,
         backoff_s: five further tries after pauses of up to 2, 4, 8, 16 and 32 s outlast a restart of half a minute;
-        nine, one of three minutes. api_key_env: the environment variable that holds the server's key.
+        nine, one of two minutes. api_key_env: the environment variable that holds the server's key.
         Asks which models are served. Raises TeacherError where the server cannot be asked or serves none of that name,
         ConfigError for arguments that cannot be right.
         """
@@ -69,9 +70,13 @@ class ServerTeacher:
             name, url, timeout_s=timeout_s, retries=retries, backoff_s=backoff_s, api_key_env=api_key_env
         )
         self._who = self._client.who
-        self._served = find_served(self._client, model)
+        try:
+            self._served = find_served(self._client, model)
+        except BaseException:
+            self._client.close()
+            raise
         self._prompts = None
-        if facts is not None:
+        if facts is not None and processor is not None:
             urls = DataUrls(processor.image_processor) if facts.has_vision else None  # pyright: ignore
             self._prompts = ScoredPrompts(self._client, self._served.name, facts, urls)
         self._modes_checked = False
@@ -101,8 +106,10 @@ class ServerTeacher:
             raise TeacherError(f"{self._who} cannot give top_k {top_k}: the student has {facts.vocab_size} tokens")
 
         def score(sequence: TokenSequence, stop: Event) -> TopScores:
-            found = prompts.ask(sequence, top_k, stop) if sequence.num_trained else [None] * sequence.num_tokens
-            return top_scores_of(found, sequence, top_k, vocab_size=facts.vocab_size, who=self._who)
+            def read(found: Any) -> TopScores:
+                return top_scores_of(found, sequence, top_k, vocab_size=facts.vocab_size, who=self._who)
+
+            return prompts.ask(sequence, top_k, read, stop) if sequence.num_trained else read(_nothing(sequence))
 
         return self._each(score, sequences)
 
@@ -110,8 +117,10 @@ class ServerTeacher:
         _, prompts = self._scoring(sequences)
 
         def score(sequence: TokenSequence, stop: Event) -> np.ndarray:
-            found = prompts.ask(sequence, 0, stop) if sequence.num_trained else [None] * sequence.num_tokens
-            return logprobs_of(found, sequence, who=self._who)
+            def read(found: Any) -> np.ndarray:
+                return logprobs_of(found, sequence, who=self._who)
+
+            return prompts.ask(sequence, 0, read, stop) if sequence.num_trained else read(_nothing(sequence))
 
         return self._each(score, sequences)
 
@@ -140,13 +149,13 @@ class ServerTeacher:
                 is_vllm=self._served.is_vllm,
             )
             try:
-                reply = self._client.post("/v1/chat/completions", body, stop)
+                read = partial(answers_in, n=draws, who=self._who)
+                return self._client.post("/v1/chat/completions", body, read, stop=stop) * copies
             except ServerRefusal as refusal:
                 if not is_too_long(refusal):
                     raise explained(refusal, f"{self._who}, asked for {example.id},") from refusal
                 _log.warning("not asked: %s is too long for %s: %s", example.id, self._who, refusal.message)
                 return []
-            return answers_in(reply, draws, who=self._who) * copies
 
         return self._each(ask, examples)
 
@@ -195,3 +204,8 @@ class ServerTeacher:
                 f"{self._who} now serves '{now.name}' ({now.root}), no longer '{self._served.name}' "
                 f"({self._served.root}): serve the first one again, or start a new run"
             )
+
+
+def _nothing(sequence: TokenSequence) -> list[None]:
+    """What a server says of a sequence that trains nothing, and that it is not asked about."""
+    return [None] * sequence.num_tokens

@@ -6,8 +6,9 @@ import json
 import os
 import random
 import time
-from threading import Event
-from typing import Any, NoReturn
+from collections.abc import Callable
+from threading import Event, Lock
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 
@@ -16,8 +17,12 @@ from posttrain.errors import ConfigError, TeacherError
 _LONGEST_PAUSE_S = 60.0
 _MOST_WORDS = 300
 """Characters of a server's own message that are repeated in an error."""
+_KEPT_OPEN_S = 2.0
+"""An idle connection is used again within this: vLLM closes it after 5 s, and a request must not cross with that."""
 _BUSY = (408, 425, 429)
 """Statuses below 500 that say "later", and nothing about the request."""
+
+_Read = TypeVar("_Read")
 
 
 class ServerRefusal(TeacherError):
@@ -56,9 +61,9 @@ class ServerClient:
             root = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ConfigError(f"teacher '{name}': its url cannot be read ({error}); want http://host:8000") from None
-        if root.scheme not in ("http", "https") or not root.host or root.userinfo:
+        if root.scheme not in ("http", "https") or not root.host or root.userinfo or root.query:
             raise ConfigError(
-                f"teacher '{name}': its url must be like http://host:8000, without a name or password in it"
+                f"teacher '{name}': its url must be like http://host:8000, without a name, a password or a query in it"
             )
         if timeout_s <= 0 or retries < 0 or backoff_s < 0:
             raise ConfigError(
@@ -72,36 +77,41 @@ class ServerClient:
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=timeout_s,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEPT_OPEN_S),
             trust_env=not _is_this_machine(root.host),
         )
         self._draw = random.Random()
+        self._reading = Lock()
 
-    def get(self, path: str) -> Any:
-        return self._ask("GET", path, None, Event())
+    def get(self, path: str, read: Callable[[Any], _Read]) -> _Read:
+        return self._ask("GET", path, None, read, Event())
 
-    def post(self, path: str, body: dict[str, Any], stop: Event | None = None) -> Any:
-        """The answer's JSON; `stop`, once set by another thread, ends the pauses between tries.
+    def post(
+        self, path: str, body: dict[str, Any], read: Callable[[Any], _Read], *, stop: Event | None = None
+    ) -> _Read:
+        """What `read` makes of the answer's JSON; one answer is read at a time, for scores of a long prompt are
+        hundreds of MB as Python objects. `stop`, once set by another thread, ends the pauses between tries.
 
-        Raises ServerRefusal for a status below 500, TeacherError when all tries failed.
+        Raises ServerRefusal for a status below 500, TeacherError when all tries failed, and what `read` raises.
         """
-        return self._ask("POST", path, json.dumps(body, allow_nan=False).encode(), stop or Event())
+        return self._ask("POST", path, json.dumps(body, allow_nan=False).encode(), read, stop or Event())
 
     def close(self) -> None:
         self._http.close()
 
-    def _ask(self, method: str, path: str, body: bytes | None, stop: Event) -> Any:
+    def _ask(self, method: str, path: str, body: bytes | None, read: Callable[[Any], _Read], stop: Event) -> _Read:
         begun = time.monotonic()
         for attempt in itertools.count():
             try:
-                return self._try(method, path, body)
+                return self._try(method, path, body, read)
             except _Failure as failure:
                 pause_s = min(self._backoff_s * 2 ** min(attempt, 10), _LONGEST_PAUSE_S) * self._draw.uniform(0.5, 1)
                 if attempt == self._retries or stop.wait(pause_s):
                     tries = f"{attempt + 1} tries in {time.monotonic() - begun:.0f} s" if attempt else "1 try"
                     raise TeacherError(f"{self.who} {failure} ({method} {path}, {tries}): {failure.todo}") from None
+        raise AssertionError("counting never ends")
 
-    def _try(self, method: str, path: str, body: bytes | None) -> Any:
+    def _try(self, method: str, path: str, body: bytes | None, read: Callable[[Any], _Read]) -> _Read:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         deadline = time.monotonic() + self._timeout_s
         received = bytearray()
@@ -129,13 +139,15 @@ class ServerClient:
             )
         if response.status_code != 200:
             self._refuse(response.status_code, self._message(received))
-        try:
-            return json.loads(received)
-        except ValueError:
-            raise _Failure(
-                f"sent {len(received)} bytes that are no whole JSON",
-                "see in the server's log what cuts its answers, or what stands between",
-            ) from None
+        with self._reading:
+            try:
+                parsed = json.loads(received)
+            except ValueError:
+                raise _Failure(
+                    f"sent {len(received)} bytes that are no whole JSON",
+                    "see in the server's log what cuts its answers, or what stands between",
+                ) from None
+            return read(parsed)
 
     def _refuse(self, status: int, message: str) -> NoReturn:
         if status == 401 and self._key:

@@ -25,11 +25,14 @@ def find_served(client: ServerClient, wanted: str | None) -> ServedModel:
 
     Raises TeacherError, naming what is served, where that is none or not one.
     """
-    reply = client.get("/v1/models")
-    try:
-        listed = [(_served(entry), bool(entry.get("parent"))) for entry in reply["data"]]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise TeacherError(f"{client.who} sent no list of models: is it an OpenAI-compatible server?") from None
+
+    def read(reply: Any) -> list[tuple[ServedModel, bool]]:
+        try:
+            return [(_served(entry), bool(entry.get("parent"))) for entry in reply["data"]]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise TeacherError(f"{client.who} sent no list of models: is it an OpenAI-compatible server?") from None
+
+    listed = client.get("/v1/models", read)
     if wanted is not None:
         found = [served for served, _ in listed if served.name == wanted]
     else:

@@ -1,7 +1,8 @@
 """Token ids and pixels to a vLLM server, and what it says of each token: sure to be about these tokens."""
 
+from collections.abc import Callable
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.errors import TeacherError
 from posttrain.model import ModelFacts, TokenSequence
@@ -13,6 +14,8 @@ from posttrain.teachers.server_scores import check_tokens
 
 _TOKENS = "/inference/v1/generate"
 _TEXT = "/v1/completions"
+
+_Read = TypeVar("_Read")
 
 
 class ScoredPrompts:
@@ -29,24 +32,25 @@ class ScoredPrompts:
         self._who = client.who
         self._is_open = True  # until the server says otherwise
 
-    def ask(self, sequence: TokenSequence, top_k: int, stop: Event) -> Any:
-        """The server's `prompt_logprobs`, unread: for each token those of the `top_k` likeliest and of itself.
+    def ask(self, sequence: TokenSequence, top_k: int, read: Callable[[Any], _Read], stop: Event) -> _Read:
+        """What `read` makes of the server's `prompt_logprobs`: for each token those of the `top_k` likeliest and its
+        own, once it is sure that the server has read these tokens and no others; else TeacherError is raised."""
 
-        Raises TeacherError where the server has read other tokens than these.
-        """
+        def read_sure(answer: Any) -> _Read:
+            if not isinstance(answer, dict):
+                raise TeacherError(f"{self._who} sent JSON that is not of vLLM's shape: is it a vLLM server?")
+            check_tokens(answer.get("prompt_token_ids"), sequence, who=self._who)
+            return read(answer.get("prompt_logprobs"))
+
         try:
-            answer = self._asked(sequence, top_k, stop)
+            return self._asked(sequence, top_k, read_sure, stop)
         except ServerRefusal as refusal:
             raise explained(refusal, self._who, top_k=top_k) from refusal
-        if not isinstance(answer, dict):
-            raise TeacherError(f"{self._who} sent JSON that is not of vLLM's shape: is it a vLLM server?")
-        check_tokens(answer.get("prompt_token_ids"), sequence, who=self._who)
-        return answer.get("prompt_logprobs")
 
-    def _asked(self, sequence: TokenSequence, top_k: int, stop: Event) -> Any:
+    def _asked(self, sequence: TokenSequence, top_k: int, read: Callable[[Any], _Read], stop: Event) -> _Read:
         if self._is_open:
             try:
-                return self._client.post(_TOKENS, self._tokens(sequence, top_k), stop)
+                return self._client.post(_TOKENS, self._tokens(sequence, top_k), read, stop=stop)
             except ServerRefusal as refusal:
                 if not lacks_endpoint(refusal):
                     raise
@@ -56,9 +60,12 @@ class ScoredPrompts:
                 f"{self._who} keeps {_TOKENS} closed, which alone takes images with token ids: start it with "
                 "--enable-scale-out"
             )
-        reply = self._client.post(_TEXT, self._text(sequence, top_k), stop)
-        choices = reply.get("choices") if isinstance(reply, dict) else None
-        return choices[0] if choices and isinstance(choices, list) else None
+
+        def read_choice(reply: Any) -> _Read:
+            choices = reply.get("choices") if isinstance(reply, dict) else None
+            return read(choices[0] if choices and isinstance(choices, list) else None)
+
+        return self._client.post(_TEXT, self._text(sequence, top_k), read_choice, stop=stop)
 
     def _tokens(self, sequence: TokenSequence, top_k: int) -> dict[str, Any]:
         token_ids = one_token_an_image(sequence.token_ids, self._facts.image_token_id)

@@ -1,5 +1,6 @@
 """Whether a server reads text as the student's tokenizer does, and whether its template reads `enable_thinking`."""
 
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,13 +22,12 @@ _PIECES = 2000
 def check_server_tokenizer(client: ServerClient, model: str, tokenizer: PreTrainedTokenizerBase, *, who: str) -> None:
     """Raises TeacherError, naming the first token that differs."""
     text = probe_text(tokenizer)
-    reply = client.post(_PATH, {"model": model, "prompt": text, "add_special_tokens": False, "return_token_strs": True})
+    request = {"model": model, "prompt": text, "add_special_tokens": False, "return_token_strs": True}
+    theirs, names = client.post(_PATH, request, partial(_tokens, who=who))
     ours = tokenizer.encode(text, add_special_tokens=False)
-    theirs = _token_ids(reply, who)
     if theirs == ours:
         return
     place = next((t for t, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-    names = reply.get("token_strs") or []
     there = f"{theirs[place]} ({names[place]!r})" if place < len(names) else str(theirs[place : place + 1])
     here = tokenizer.convert_ids_to_tokens(ours[place : place + 1])
     raise TeacherError(
@@ -47,28 +47,20 @@ def probe_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def check_modes(client: ServerClient, model: str, *, who: str) -> None:
     """Raises TeacherError where the chat template writes one prompt, whether it is to think or not."""
-    prompts = [
-        _token_ids(
-            client.post(
-                _PATH,
-                {
-                    "model": model,
-                    "messages": [{"role": "user", "content": "hi"}],
-                    "chat_template_kwargs": {"enable_thinking": thinking},
-                },
-            ),
-            who,
-        )
-        for thinking in (True, False)
-    ]
-    if prompts[0] == prompts[1]:
+    request = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+    on, off = (
+        client.post(_PATH, {**request, "chat_template_kwargs": {"enable_thinking": mode}}, partial(_tokens, who=who))
+        for mode in (True, False)
+    )
+    if on == off:
         raise TeacherError(
             f"{who} is asked the same with thinking on and off: its chat template does not read enable_thinking; set "
             "thinking to 'template'"
         )
 
 
-def _token_ids(reply: Any, who: str) -> list[int]:
+def _tokens(reply: Any, who: str) -> tuple[list[int], list[str]]:
+    """Ids, and their texts where these were asked for."""
     if not isinstance(reply, dict) or not isinstance(reply.get("tokens"), list):
         raise TeacherError(f"{who} sent no tokens from {_PATH}: is it a vLLM server?")
-    return reply["tokens"]
+    return reply["tokens"], reply.get("token_strs") or []

@@ -39,6 +39,7 @@ from posttrain.rewards.exact_numbers import exact_number, same_number
         ("1,2", None),
         ("10^{9999}", None),
         ("1e9999", None),
+        ("9" * 5000, None),
         ("x", None),
         ("", None),
         (".", None),

@@ -139,7 +139,7 @@ def test_rewards_are_named_after_what_they_are_or_as_told() -> None:
     assert WeightedReward(make_reward("math")).name == "math"
     assert WeightedReward(make_reward(closeness)).name == "closeness"
     assert WeightedReward(Fixed(1.0)).name == "Fixed"
-    both = make_table({"t": ["format", {"name": "format", "pattern": "boxed", "as": "box"}]}).rewards_for("t")
+    both = make_table({"t": ["format", {"name": "format", "pattern": "boxed", "label": "box"}]}).rewards_for("t")
     assert [weighted.name for weighted in both.rewards] == ["format", "box"]
 
 

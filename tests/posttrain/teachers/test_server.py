@@ -433,7 +433,9 @@ def test_an_address_with_v1_is_the_same_address(server, facts, processor) -> Non
     assert server.paths() == ["/inference/v1/generate"]
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://me:secret@host:1", "http://[::"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host", "http://", "http://me:secret@host:1", "http://h/?k=secret", "http://[::"]
+)
 def test_an_address_that_cannot_be_right_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="http://host:8000") as failure:
         ServerTeacher("deep", url, facts=None, processor=None)

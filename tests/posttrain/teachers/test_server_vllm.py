@@ -260,3 +260,15 @@ def test_answers_are_the_teachers_own(server, local, facts, processor) -> None:
     assert first[0][0] != first[0][1]
     long = Example(id="c", task="t", messages=({"role": "user", "content": "word " * CONTEXT},))
     assert server.answer([long], n=2, sampling=greedy, thinking=None) == [[]]
+
+
+def test_a_template_without_a_switch_for_thinking_is_found_out(server, processor) -> None:
+    message = {"role": "user", "content": "hi"}
+    on, off = (
+        processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True, enable_thinking=mode)
+        for mode in (True, False)
+    )
+    assert on == off
+    example = Example(id="a", task="t", messages=(message,))
+    with pytest.raises(TeacherError, match="does not read enable_thinking"):
+        server.answer([example], n=1, sampling=Sampling(max_new_tokens=2), thinking=True)
