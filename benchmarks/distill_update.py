@@ -92,7 +92,6 @@ class Bench:
         trainer = distillation_trainer(
             self.peer.model, self.peer_teacher, self.peer.processor, self.folder, batch=GROUP, beta=cell.beta
         )
-        trainer.teacher_model.requires_grad_(False)
 
         def theirs(compact: bool) -> float:
             with row_compaction(compact):

@@ -1,7 +1,8 @@
 """The packed forward pass: a row in, the loss and the log-probabilities of its trained tokens out."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from .attention import ATTENTION_NAME, Kernel, RowAttention, default_kernel
 from .families import ModelFacts
 from .head import HeadOutput, TokenLoss, token_loss_head
+from .lora import adapters_off
 from .matching import Matching
 from .packing import Budget, PackedRow, pack
 from .sequences import ImagePatches, TokenSequence
@@ -122,6 +124,24 @@ class PackedPolicy(nn.Module):
         head = self.base_model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         return head.weight
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Inside the block it is the model that its adapters adapt: the reference policy, at no memory.
+
+        Raises ValueError where it has none. Adapters on the vision tower change an image's features, and their frozen
+        ones are kept: in here an image has features of its own.
+        """
+        kept = self.features
+        adapted = self.facts.has_vision and any(
+            ".lora_" in name for name, _ in self.base_model.model.visual.named_parameters()
+        )
+        try:
+            with adapters_off(self.model):
+                self.features = FeatureCache(kept.max_bytes) if adapted else kept
+                yield
+        finally:
+            self.features = kept
 
     def hidden_states(self, row: PackedRow) -> Tensor:
         """[T, H] last hidden states at the positions that predict the row's trained tokens."""

@@ -35,7 +35,6 @@ from posttrain.errors import ConfigError
 from posttrain.evaluation import Evaluation
 from posttrain.loaded import Loaded, load
 from posttrain.model import Budget, TokenSequence
-from posttrain.model.lora import adapters_off
 from posttrain.model.parts import PartCount, freeze
 from posttrain.objectives import Grpo, Gspo, Objective, PolicyGradient, Sapo, Supervised, Surrogate
 from posttrain.report import TrajectoryRecorder
@@ -286,7 +285,7 @@ class StageBuilder:
         if isinstance(policy.model, PeftModel):
 
             def without_adapters(sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
-                with adapters_off(policy.model):
+                with policy.without_adapters():
                     return policy.logprobs(sequences, budget, temperature=stage.temperature)
 
             return without_adapters

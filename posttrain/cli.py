@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from posttrain.errors import ConfigError, DataError, Interrupted, PosttrainError
+from posttrain.cli_rewards import rewards_app
+from posttrain.console import err, out
+from posttrain.errors import DataError, Interrupted, PosttrainError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -29,11 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-rewards_app = typer.Typer(help="The registered rewards and their options.", no_args_is_help=True)
 app.add_typer(rewards_app, name="rewards")
-
-out = Console()
-err = Console(stderr=True)
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -144,38 +141,6 @@ def report(run_folder: Annotated[Path, typer.Argument(help="Folder of a run, fin
     if not (run_folder / "manifest.json").is_file():
         raise DataError(f"{run_folder} is not the folder of a run: it has no manifest.json")
     out.print(f"wrote {write_report(run_folder)}")
-
-
-@rewards_app.command("list")
-def list_rewards() -> None:
-    """Lists the registered rewards."""
-    from posttrain.rewards import available
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("reward", style="bold")
-    table.add_column("")
-    for name, cls in sorted(available().items()):
-        table.add_row(name, escape((cls.__doc__ or "").split("\n", 1)[0]))
-    out.print(table)
-
-
-@rewards_app.command("show")
-def show_reward(name: Annotated[str, typer.Argument(help="A registered reward.")]) -> None:
-    """Shows a reward's options."""
-    from posttrain.rewards import describe
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("option", "type", "default", ""):
-        table.add_column(column)
-    try:
-        options = describe(name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    for option in options:
-        kind = option.type.__name__ if isinstance(option.type, type) else str(option.type).replace("typing.", "")
-        default = "required" if option.required else repr(option.default)
-        table.add_row(option.name, *map(escape, (kind, default, option.doc)))
-    out.print(table)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from .aggregation import Aggregation, gated_sum, weighted_sum
 from .batching import BatchReward
 from .boxes import Box, giou, iou, parse_boxes, write_boxes
 from .clock import ClockReward
+from .coding import CodeReward
 from .corruption import corrupted
 from .counting import CountReward
 from .exact import ExactMatch, MultipleChoice
@@ -122,4 +123,5 @@ __all__ = [
     "TextSimilarity",
     "ToolCallFormat",
     "ToolCount",
+    "CodeReward",
 ]

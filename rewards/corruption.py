@@ -23,20 +23,23 @@ NONSENSE = "<answer>qzxwv</answer>"
 def corrupted(perfect: str) -> Iterator[tuple[str, str]]:
     """(what was done to it, wrong answer) of a right answer as its reward writes it.
 
-    Only changes that make the answer wrong for every verifier, whatever its tolerance: all numbers get a digit more, a
+    Only changes that make the answer wrong for every verifier, whatever its tolerance: all numbers get more digits, a
     single option letter becomes the next, boxes move by their own size, a word of plain text has two letters swapped.
     """
     content = _content(perfect)
+    if "```" in perfect and "```json" not in perfect:  # a program with other numbers, or names, may still be right
+        yield "nonsense", NONSENSE
+        return
     if _BOX.search(perfect):
         yield "its boxes moved", _BOX.sub(_moved, perfect)
         return
     if _LETTER.fullmatch(content):
         yield "the next option", perfect.replace(content, chr(ord(content) + 1))
     elif _NUMBER.search(content):
-        digits = count()
-        # different digits, so that 3/3 is not turned into 37/37
-        changed = _NUMBER.sub(lambda match: match[0] + "739"[next(digits) % 3], content)
-        yield "a digit more in its numbers", perfect.replace(content, changed)
+        place = count()
+        # not the same for all: 3/3 is 37/37, and 17/4 is within a tolerance of 177/43
+        changed = _NUMBER.sub(lambda match: match[0] + ("739", "1")[next(place) % 2], content)
+        yield "more digits in its numbers", perfect.replace(content, changed)
     elif _WORDS.fullmatch(content) and (swapped := _letters_swapped(content)):
         yield "two letters swapped", perfect.replace(content, swapped)
     yield "nonsense", NONSENSE
@@ -59,23 +62,25 @@ def reference_problem(reward: Reward, full_score: float, reference: Mapping[str,
     return f"its own perfect answer {perfect!r:.80} earns {earned}, not {full_score:g}"
 
 
-def underserved(
+def too_generous(
     reward: Reward, full_score: float, reference: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()
 ) -> list[str]:
     """A sentence for each wrong answer that earns full marks; empty where the reference determines no answer.
 
-    Wrong answers are `corrupted` ones, the right ones of other rows, and those that the reward offers itself. An answer
-    that the reference names is not wrong, nor is one of another row whose reference takes this row's in turn.
+    Wrong answers are those that the reward offers, or where it offers none, `corrupted` ones and the right ones of
+    other rows. An answer that the reference names is not wrong, nor is one of another row whose reference takes this
+    row's in turn.
     """
     if full_score <= 0 or reference_problem(reward, full_score, reference) is not None:
         return []  # a penalty, or a row that has been named already
     perfect = reward.perfect_answer(reference)
     if perfect is None:
         return []
-    wrong = list(corrupted(perfect))
     if isinstance(reward, OffersWrongAnswers):
-        wrong += [("offered by the reward as wrong", text) for text in reward.wrong_answers(reference)]
-    wrong += [("right in another row", text) for text in _foreign(reward, full_score, perfect, others)]
+        wrong = [("the reward itself says so", text) for text in reward.wrong_answers(reference)]
+    else:
+        foreign = _foreign(reward, full_score, perfect, others)
+        wrong = [*corrupted(perfect), *(("right in another row", text) for text in foreign)]
     accepted = {_plain(perfect), *(_plain(text) for text in _texts(reference))}
     return [
         f"the wrong answer {text!r:.80} ({how}) earns full marks; right is {perfect!r:.80}"

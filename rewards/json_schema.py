@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,10 @@ class JSONSchemaReward(BatchReward):
         if reference.get(self.answer_key) is None:
             return None
         return json.dumps(reference_json(reference, self.answer_key), ensure_ascii=False)
+
+    def wrong_answers(self, reference: Mapping[str, Any]) -> Iterable[str]:
+        """What is no JSON: other values than the reference's answer may follow the schema as well."""
+        return ["{", "no JSON"]
 
     def _schema_text(self, reference: Mapping[str, Any]) -> str:
         source = reference if self.schema is None else {self.schema_key: self.schema}

@@ -4,7 +4,8 @@ import asyncio
 import os
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .judge_cache import VerdictCache
@@ -15,6 +16,15 @@ from .judge_verdicts import NoVerdictError
 
 _WARMER = 0.3
 """A judge that gave no verdict is asked again at a temperature higher by this."""
+
+Verdict = Mapping[str, Any]
+"""The fields of a verdict, as its format accepts them."""
+
+
+@dataclass(slots=True)
+class _Shared:
+    task: asyncio.Task[Verdict]
+    waiting: int = 0
 
 
 class Judge:
@@ -28,9 +38,9 @@ class Judge:
         self.counts = JudgeCounts()
         self._client: JudgeClient | None = None
         self._cache = VerdictCache(server.cache) if server.cache else None
-        self._under_way: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
+        self._under_way: dict[str, _Shared] = {}
 
-    async def ask(self, question: JudgeQuestion) -> Mapping[str, Any]:
+    async def ask(self, question: JudgeQuestion) -> Verdict:
         """The verdict's fields; on the judges' loop alone. Raises `JudgeError` where there is none."""
         self.counts.asked += 1
         try:
@@ -40,20 +50,30 @@ class Judge:
             if self._cache is not None and (kept := self._cache.get(key)) is not None and question.verdict.holds(kept):
                 self.counts.cache_hits += 1
                 return kept
-            task = self._under_way.get(key)
-            if task is None:
-                task = self._under_way[key] = asyncio.create_task(self._verdict(client, model, question, key))
-                task.add_done_callback(lambda _: self._under_way.pop(key, None))
-            return await asyncio.shield(task)
+            return await self._shared(key, lambda: self._verdict(client, model, question, key))
         except JudgeError:
             self.counts.failed += 1
             raise
+
+    async def _shared(self, key: str, ask: Callable[[], Coroutine[Any, Any, Verdict]]) -> Verdict:
+        """What `ask` gives, begun once for all who want the same; it ends early where they have all been cancelled."""
+        shared = self._under_way.get(key)
+        if shared is None:
+            shared = self._under_way[key] = _Shared(asyncio.create_task(ask()))
+        shared.waiting += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiting -= 1
+            if not shared.waiting:
+                del self._under_way[key]
+                shared.task.cancel()  # has no effect on one that is done
 
     def metrics(self) -> dict[str, float]:
         """What has been asked so far, as metrics: `judge/failed_frac`, `judge/requests` and so on."""
         return _metrics([self.counts])
 
-    async def _verdict(self, client: JudgeClient, model: str, question: JudgeQuestion, key: str) -> Mapping[str, Any]:
+    async def _verdict(self, client: JudgeClient, model: str, question: JudgeQuestion, key: str) -> Verdict:
         why = ""
         for attempt in range(self.server.verdict_tries):
             verdict_id = secrets.token_hex(8)
@@ -74,7 +94,8 @@ class Judge:
             if self._cache is not None:
                 self._cache.put(key, verdict)
             return verdict
-        raise JudgeError(f"the judge gave no verdict in {self.server.verdict_tries} tries; the last time {why}")
+        tries = self.server.verdict_tries
+        raise JudgeError(f"the judge gave no verdict in {tries} {'tries; the last time' if tries > 1 else 'try:'} {why}")
 
     def _sampling(self, attempt: int) -> dict[str, Any]:
         return {

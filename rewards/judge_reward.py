@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .batching import BatchReward
-from .judge import Judge, find_judge
+from .judge import Judge, Verdict, find_judge
 from .judge_client import JudgeError
 from .judge_loop import run_on_judge_loop
 from .judge_prompts import JudgeQuestion
 from .judge_server import ServerOptions, make_server
 from .references import as_text
 from .score import BadReferenceError, Completion, Score
-
-Verdict = Mapping[str, Any]
 
 
 class JudgeReward(BatchReward):

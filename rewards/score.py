@@ -114,7 +114,11 @@ class TimedReward(Protocol):
 
 @runtime_checkable
 class OffersWrongAnswers(Protocol):
-    """A reward that knows answers which only look right, for `posttrain check`: none may earn full marks."""
+    """A reward that knows answers which only look right: `posttrain check` proves that none earns full marks.
+
+    They take the place of the ones that `corruption.py` makes of any perfect answer, so a reward with many perfect
+    answers for one reference must offer its own.
+    """
 
     def wrong_answers(self, reference: Mapping[str, Any]) -> Iterable[str]:
         """Texts as a policy might write them. Leave out those that a tolerance makes right."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from .aggregation import Aggregation, clipped, gated_sum, weighted_sum
 from .batching import score_many
-from .corruption import reference_problem, underserved
+from .corruption import reference_problem, too_generous
 from .extraction import EXTRACTIONS, Extraction, extract, extract_answer
 from .registry import RewardSpec, make_reward, nearest, reward_name
 from .score import Completion, Reward, Score, WholeTextReward
@@ -161,7 +161,7 @@ class TaskRewards:
         return [
             f"{weighted.name}: {problem}"
             for weighted in self.rewards
-            for problem in underserved(weighted.reward, weighted.full_score, reference, others)
+            for problem in too_generous(weighted.reward, weighted.full_score, reference, others)
         ]
 
     def _read(self, completion: Completion) -> Completion:

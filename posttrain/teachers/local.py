@@ -12,8 +12,6 @@ from posttrain.errors import ConfigError, TeacherError
 from posttrain.model import Budget, ModelFacts, PackedPolicy, facts_of
 from posttrain.model.attention import Kernel
 from posttrain.model.loading import ModelLoadError, Processor, load_model, load_processor
-from posttrain.model.lora import adapters_off
-from posttrain.model.policy import FeatureCache
 from posttrain.teachers.dense import DenseTeacher, head_of
 from posttrain.teachers.identity import base_of, checkpoint_identity
 from posttrain.teachers.tokenizers import check_tokenizers, image_misfit, tokenizer_of
@@ -142,11 +140,6 @@ class StudentTeacher(DenseTeacher):
             )
         super().__init__(name, identity=identity, budget=budget, vocab_size=None)
         self._policy = policy
-        # Under adapters on the vision tower an image has other features with them than without.
-        adapted = policy.facts.has_vision and any(
-            ".lora_" in name for name, _ in policy.base_model.model.visual.named_parameters()
-        )
-        self._features = FeatureCache(policy.features.max_bytes) if adapted else policy.features
 
     @property
     def context(self) -> int:
@@ -157,13 +150,8 @@ class StudentTeacher(DenseTeacher):
 
     @contextmanager
     def _asked(self) -> Iterator[PackedPolicy]:
-        policy = self._policy
-        kept, policy.features = policy.features, self._features
-        try:
-            with adapters_off(policy.model):  # under the caller's autocast: at the start both agree to the bit
-                yield policy
-        finally:
-            policy.features = kept
+        with self._policy.without_adapters():  # under the caller's autocast: at the start both agree to the bit
+            yield self._policy
 
 
 def _context_of(policy: PackedPolicy) -> int:

@@ -22,7 +22,7 @@ class TopScores:
 
 
 class Teacher(Protocol):
-    """Scores sequences. Every failure is a TeacherError in one sentence; no score that is not finite ever comes back."""
+    """Scores sequences. Every failure is a TeacherError of one sentence; what is not finite never comes back."""
 
     @property
     def name(self) -> str:

@@ -1,13 +1,16 @@
 """`posttrain check`: problems of rows, references and lengths are named before anything is trained."""
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from posttrain.rewards import Score
 from typer.testing import CliRunner
 
 from posttrain.check import check_recipe, estimate_table
@@ -94,6 +97,38 @@ def test_each_problem_names_its_row_once(content: Any, picture: str) -> None:
     assert result.stages[0].too_long == 1 and result.stages[0].longest > 60
     assert "rl.jsonl:1:" not in text and "sft.jsonl:4" not in text, "a long row is dropped and counted, no problem"
     assert len(result.problems) == len(set(result.problems)) == 5, text
+
+
+@dataclass(frozen=True)
+class Generous:
+    """Pays for anything."""
+
+    def __call__(self, completion: Any, reference: Any) -> Score:
+        return Score(value=1.0)
+
+    def perfect_answer(self, reference: Any) -> str:
+        return f"<answer>{reference['answer']}</answer>"
+
+
+def test_a_wrong_answer_that_earns_full_marks_is_named_with_its_row(content: Any) -> None:
+    recipe = content([talk("1+1?", "2")], [{"prompt": "1+2?", "answer": "3"}, {"prompt": "2+2?", "answer": "4"}])
+    recipe["rewards"]["maths"] = {"rewards": [{"name": f"{Generous.__module__}:Generous"}]}
+    sys.modules[Generous.__module__] = sys.modules[__name__]
+    problems = check_recipe(parse_recipe(recipe)).problems
+    assert "stages.rl: rl.jsonl:1: " in problems[0] and "the wrong answer '<answer>3739</answer>'" in problems[0]
+    assert "earns full marks; right is '<answer>3</answer>'" in problems[0]
+    assert any("rl.jsonl:2" in problem for problem in problems)
+
+
+def test_groups_that_are_smaller_than_min_scored_are_refused(content: Any, tiny_vl: Path, tmp_path: Path) -> None:
+    from posttrain.errors import ConfigError
+    from posttrain.pipeline import run_recipe
+
+    recipe = content([talk("1+1?", "2")], [{"prompt": "1+2?", "answer": "3"}])
+    recipe["rewards"]["maths"]["min_scored"] = 5
+    recipe |= {"stages": {"rl": recipe["stages"]["rl"]}, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match="rewards.maths.min_scored is 5, and the groups of stage 'rl' have 4"):
+        run_recipe(parse_recipe(recipe))
 
 
 def test_a_missing_picture_of_an_rl_row_is_one_problem(content: Any) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from posttrain import cli
 
 COMMANDS = [[], ["list"], ["copy"], ["check"], ["run"], ["eval"], ["export"], ["report"], ["rewards"]]
-COMMANDS += [["rewards", "list"], ["rewards", "show"]]
+COMMANDS += [["rewards", "list"], ["rewards", "show"], ["rewards", "test"]]
 
 
 def run_main(*args: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:

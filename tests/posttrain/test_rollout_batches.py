@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,19 @@ import pytest
 import torch
 from posttrain.algorithms import AdvantageKind
 from posttrain.model import Budget
-from posttrain.rewards.table import make_table
+from posttrain.rewards import (
+    Completion,
+    RewardTable,
+    Score,
+    TaskRewards,
+    WeightedReward,
+    extract_answer,
+    make_reward,
+    make_table,
+)
 
 from posttrain.data import Mixture, SceneSource, SceneSpec, from_rows
-from posttrain.errors import DataError
+from posttrain.errors import ConfigError, DataError
 from posttrain.objectives import ADVANTAGES, OLD_LOGPROBS, ROLLOUT_LOGPROBS
 from posttrain.pipeline import run_recipe
 from posttrain.records import Status
@@ -190,6 +199,125 @@ def test_unscored_answers_leave_the_statistics_and_the_training(make: Callable[.
     assert advantages(batch) == pytest.approx(wanted), "a group with one verdict has nothing to compare"
     assert batch.metrics["unscored_frac"].value == 0.5
     assert batch.metrics["reward"].value == pytest.approx(2 / 4)
+
+
+def test_groups_with_too_few_scores_are_dropped_and_counted_apart(make: Callable[..., Made]) -> None:
+    verdicts = iter([None, None, 0, 1, None, 0, 0, 1])
+    rules = TaskRewards((WeightedReward(make_reward(lambda completions: [next(verdicts) for _ in completions])),))
+    table = RewardTable({"default": replace(rules, min_scored=3)})
+    batch = make(table=table).batches.batch(0)
+    assert len(advantages(batch)) == 3 and len(batch.trajectories) == 8
+    assert batch.metrics["thin_group_frac"].value == 0.5 and batch.metrics["zero_signal_frac"].value == 0.0
+    thin = make([None, None, None, 1, 1, 1, 1, 1], zero_signal="keep").batches.batch(0)
+    assert len(advantages(thin)) == 4, "kept is a group whose scores are equal, not one without scores"
+    assert thin.metrics["thin_group_frac"].value == thin.metrics["zero_signal_frac"].value == 0.5
+
+
+def test_thin_groups_are_replaced_by_other_prompts_too(make: Callable[..., Made]) -> None:
+    made = make([None, None, None, 1, 0, 0, 1, 1, 0, 1, 0, 1], zero_signal="resample")
+    assert len(advantages(made.batches.batch(0))) == 8 and len(made.engine.prompts) == 3
+
+
+def test_rewards_that_are_normalised_one_by_one_make_the_published_advantages(make: Callable[..., Made]) -> None:
+    """GDPO: (1, 0) and (0, 1) have equal sums; each reward is normalised in its group, then all of the batch."""
+    values = np.array([[[1, 0], [0, 1], [0, 0], [0, 1]], [[1, 4], [0, 0], [1, 0], [1, 0]]], dtype=np.float64)
+    dealt = {0: iter(values[..., 0].ravel()), 1: iter(values[..., 1].ravel())}
+
+    def column(place: int) -> WeightedReward:
+        reward = make_reward(lambda completions: [next(dealt[place]) for _ in completions])
+        return WeightedReward(reward, (1.0, 0.5)[place], f"r{place}")
+
+    rules = TaskRewards((column(0), column(1)), aggregation="normalise_then_sum")
+    batch = make(table=RewardTable({"default": rules})).batches.batch(0)
+    normal = (values - values.mean(1, keepdims=True)) / (values.std(1, ddof=1, keepdims=True) + 1e-4)
+    sums = normal @ np.array([1.0, 0.5])
+    wanted = (sums - sums.mean()) / (sums.std(ddof=1) + 1e-4)
+    assert advantages(batch) == pytest.approx(wanted.ravel(), abs=1e-5)
+    assert [t.advantage for t in batch.trajectories] == pytest.approx(wanted.ravel(), abs=1e-5)
+    assert batch.metrics["reward"].value == pytest.approx((values @ np.array([1.0, 0.5])).mean())
+
+
+def test_tasks_of_one_batch_are_compared_each_in_its_own_way(make: Callable[..., Made]) -> None:
+    def lengths(completions: Any) -> list[float]:
+        return [float(len(turns[0]["content"])) for turns in completions]
+
+    one_by_one = TaskRewards((WeightedReward(make_reward(lengths)),), aggregation="normalise_then_sum")
+    table = RewardTable({"count": one_by_one, "arith": TaskRewards((WeightedReward(make_reward(lengths)),))})
+    batch = make(tasks=("count", "arith"), table=table, batch_size=4).batches.batch(0)
+    by_task = {
+        task: np.array([t.advantage for t in batch.trajectories if t.example.task == task])
+        for task in ("count", "arith")
+    }
+    assert by_task["count"].std(ddof=1) == pytest.approx(1.0, abs=1e-3)
+    plain = make(tasks=("count", "arith"), batch_size=4).batches.batch(0)
+    grpo = np.array([t.advantage for t in plain.trajectories if t.example.task == "arith"])
+    assert by_task["arith"] == pytest.approx(grpo), "a neighbour in the batch changes nothing"
+    counted = np.array([t.advantage for t in plain.trajectories if t.example.task == "count"])
+    assert by_task["count"] == pytest.approx(counted / (counted.std(ddof=1) + 1e-4), abs=1e-4)
+
+
+def test_a_reward_that_raises_on_some_answers_is_counted(make: Callable[..., Made]) -> None:
+    numbers = iter(range(8))
+
+    def each(completion: Any) -> Score:
+        number = next(numbers)
+        return Score(value=1 / (number - 1) if number < 3 else float(number))
+
+    batch = make(table=make_table({"default": Each(each)})).batches.batch(0)
+    assert batch.metrics["reward_error_frac"].value == batch.metrics["unscored_frac"].value == 1 / 8
+    (failed,) = [t.score for t in batch.trajectories if t.score is not None and t.score.value is None]
+    assert failed.reason == "Each: ZeroDivisionError: division by zero"
+    assert len(advantages(batch)) == 7
+    assert make([0, 1] * 4).batches.batch(0).metrics["reward_error_frac"].value == 0.0
+
+
+def test_a_reward_that_raises_on_every_answer_stops_the_run(make: Callable[..., Made]) -> None:
+    def near(completions: Any) -> list[float]:
+        raise KeyError("solution")
+
+    message = "none of the 8 answers of this step has a score, because a reward fails: near: KeyError: 'solution'"
+    with pytest.raises(DataError, match=message):
+        make(table=make_table({"default": near})).batches.batch(0)
+    silent = make([None] * 8).batches.batch(0)
+    assert silent.mini_batches == [[]], "a reward without a verdict has not failed"
+
+
+def test_a_reward_of_the_wrong_length_stops_the_run_at_once(make: Callable[..., Made]) -> None:
+    with pytest.raises(ConfigError, match="reward function 'one' returned 1 values for 8 completions"):
+        make(table=make_table({"default": one})).batches.batch(0)
+
+
+def one(completions: Any) -> list[float]:
+    return [1.0]
+
+
+@dataclass(frozen=True)
+class Each:
+    """A user's reward object, one answer at a time."""
+
+    function: Callable[[Completion], Score]
+
+    def __call__(self, completion: Completion, reference: Any) -> Score:
+        return self.function(completion)
+
+    def perfect_answer(self, reference: Any) -> str | None:
+        return None
+
+
+def test_rewards_see_what_is_known_of_a_trajectory(make: Callable[..., Made]) -> None:
+    seen: list[Completion] = []
+
+    def note(completion: Completion) -> Score:
+        seen.append(completion)
+        return Score(value=float(len(seen)))
+
+    batch = make(table=make_table({"default": Each(note)})).batches.batch(0)
+    for completion, trajectory in zip(seen, batch.trajectories, strict=True):
+        assert completion.text == trajectory.text and completion.prompt.startswith("How many")
+        assert completion.images == trajectory.example.images and len(completion.images) == 1
+        assert completion.token_ids == tuple(trajectory.token_ids[trajectory.prompt_length :])
+        assert completion.answer == extract_answer(trajectory.text)
+        assert (completion.num_turns, completion.tool_calls, completion.truncated) == (1, (), False)
 
 
 def test_answers_cut_off_by_the_limit_are_counted_and_scored_as_the_table_says(make: Callable[..., Made]) -> None:

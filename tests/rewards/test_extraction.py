@@ -1,11 +1,20 @@
 """Finding the final answer."""
 
 import time
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.rewards.extraction import MAX_ANSWER_CHARS, extract_answer, last_boxed, strip_thinking
+from posttrain.rewards.extraction import (
+    EXTRACTIONS,
+    MAX_ANSWER_CHARS,
+    Extraction,
+    extract,
+    extract_answer,
+    last_boxed,
+    strip_thinking,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +72,41 @@ def test_time_is_linear_in_hostile_text(piece: str) -> None:
     started = time.process_time()
     extract_answer(piece * 20_000)
     assert time.process_time() - started < 1.0  # a quadratic scan takes minutes
+
+
+SAID = "<think>\\boxed{0}</think>So <answer>1</answer>, that is \\boxed{2}.\n\nIt is 3"
+
+
+@pytest.mark.parametrize(
+    ("extraction", "answer"),
+    [
+        ("marked", "1"),
+        ("tagged", "1"),
+        ("last_boxed", "2"),
+        ("last_line", "It is 3"),
+        ("after_think", "So <answer>1</answer>, that is \\boxed{2}.\n\nIt is 3"),
+        ("whole", "1"),
+    ],
+)
+def test_each_extraction_finds_its_own_answer_after_the_thoughts(extraction: Any, answer: str) -> None:
+    assert extract(SAID, extraction) == answer
+    assert extract("<think>" + SAID.replace("</think>", ""), extraction) is None, "a thought that was never closed"
+    assert extract("", extraction) is None
+
+
+@pytest.mark.parametrize("extraction", EXTRACTIONS)
+def test_every_extraction_is_bounded(extraction: Any) -> None:
+    _, bound = EXTRACTIONS[extraction]
+    written = {"tagged": "<answer>{}</answer>", "last_boxed": r"\boxed{{{}}}", "marked": "<answer>{}</answer>"}
+    pattern = written.get(extraction, "{}")
+    assert extract(pattern.format("7" * bound), extraction) == "7" * bound
+    assert extract(pattern.format("7" * (bound + 1)), extraction) is None
+
+
+def test_several_different_boxes_in_one_answer_are_not_one_answer() -> None:
+    assert extract_answer(r"<answer>\boxed{3} or \boxed{4}</answer>") == r"\boxed{3} or \boxed{4}"
+    assert extract_answer(r"<answer>\boxed{4}, again \boxed{4}</answer>") == "4"
+
+
+def test_every_extraction_that_is_named_can_be_done() -> None:
+    assert set(EXTRACTIONS) == set(get_args(Extraction))

@@ -1,5 +1,6 @@
 """Naming, describing and making rewards."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from posttrain.rewards import (
+    BadRewardError,
     Completion,
     FunctionReward,
     GroundingBoxes,
@@ -16,6 +18,7 @@ from posttrain.rewards import (
     available,
     describe,
     make_reward,
+    make_table,
     register,
 )
 
@@ -107,11 +110,12 @@ def test_a_function_is_called_as_trl_calls_it() -> None:
     assert isinstance(made, FunctionReward)
     scores = made.score_batch([ASKED] * 3, [{"answer": "7"}, {"answer": "8", "level": 2}, {"answer": "9"}])
     assert [score.value for score in scores] == [1.0, None, None]
-    assert scores[1].reason == "reward gave no verdict"
+    assert scores[1].reason == "it gave no verdict" and not scores[1].error
     assert seen == {
         "prompts": [[{"role": "user", "content": "3 + 4?"}]] * 3,
         "completions": [[{"role": "assistant", "content": "7"}]] * 3,
         "completion_ids": [[1, 2]] * 3,
+        "final_answers": [None] * 3,
         "answer": ["7", "8", "9"],
         "level": [None, 2, None],
     }
@@ -139,14 +143,17 @@ def test_a_function_can_have_plain_texts_and_gets_only_what_it_names() -> None:
         ("1", "must return a list of numbers"),
         (1.0, "must return a list of numbers"),
         (["good"], "a number was wanted"),
-        ([math.inf], "returned inf"),
+        (["1.0"], "a number was wanted"),
+        ([[1.0]], "a number was wanted"),
+        (None, "must return a list of numbers"),
+        ({"score": 1.0}, "must return a list of numbers"),
     ],
 )
 def test_a_function_that_returns_something_else_is_named(returned: Any, message: str) -> None:
     def reward(**rows: Any) -> Any:
         return returned
 
-    with pytest.raises(ValueError, match=f"reward function 'reward' .*{message}"):
+    with pytest.raises(BadRewardError, match=f"reward function 'reward' .*{message}"):
         make_reward(reward)(ASKED, {})
 
 
@@ -154,5 +161,33 @@ def test_a_function_that_wants_a_missing_column_is_told_what_there_is() -> None:
     def reward(completions, solution):
         return [0.0]
 
-    with pytest.raises(ValueError, match="wants 'solution', but the references hold: answer"):
+    with pytest.raises(BadRewardError, match="wants 'solution', but the references hold: answer"):
         make_reward(reward)(ASKED, {"answer": 1})
+
+
+def test_an_infinite_number_is_no_score() -> None:
+    score = make_reward(lambda completions: [math.inf])(ASKED, {})
+    assert (score.value, score.reason, score.error) == (None, "it returned inf", True)
+
+
+def test_an_async_function_is_awaited_outside_and_inside_an_event_loop() -> None:
+    async def slow(completions, final_answers):
+        await asyncio.gather(*(asyncio.sleep(0) for _ in completions))
+        return [float(answer == "7") for answer in final_answers]
+
+    table = make_table({"t": slow})
+    items = [("t", ASKED, {}), ("t", Completion(text=r"\boxed{8}"), {})]
+
+    async def inside() -> list[Score]:
+        return table.score_batch(items)
+
+    assert [score.value for score in table.score_batch(items)] == [1.0, 0.0]
+    assert asyncio.run(inside()) == table.score_batch(items)
+
+
+def test_the_deadline_of_a_task_is_passed_to_rewards_that_take_one() -> None:
+    assert make_reward("math", deadline_s=2.5) == MathReward(deadline_s=2.5)
+    assert make_reward({"name": "math", "deadline_s": 1.0}, deadline_s=2.5) == MathReward(deadline_s=1.0)
+    assert make_reward("exact_match", deadline_s=2.5) == make_reward("exact_match")
+    own = MathReward()
+    assert make_reward(own, deadline_s=2.5) is own
