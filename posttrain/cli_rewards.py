@@ -94,9 +94,7 @@ def _table(reward: str, recipe: str) -> "RewardTable":
     from posttrain.rewards import make_table
 
     if bool(reward) == bool(recipe):
-        raise ConfigError(
-            "give exactly one of --reward (names of rewards) and --recipe (whose rewards are used)"
-        )
+        raise ConfigError("give exactly one of --reward (names of rewards) and --recipe (whose rewards are used)")
     if reward:
         try:
             return make_table({"default": [name.strip() for name in reward.split(",") if name.strip()]})

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from math import isclose
-from typing import Any, Literal
+from math import inf, isclose
+from typing import Any, ClassVar, Literal
 
 from .batching import BatchReward
 from .code_tests import FunctionTests, ProgramTests, reference_tests
@@ -43,16 +43,18 @@ class CodeReward(BatchReward):
     writes no file, as far as the kernel can be told so; docs/rewards.md says what holds where.
     """
 
+    reads_whole_text: ClassVar[bool] = True
+
     tests_key: str = "tests"
     """The reference field with the tests."""
     solution_key: str = "solution"
     """The reference field with a solution, from which the perfect answer is made; need not be there."""
     credit: Literal["all", "fraction"] = "all"
     """all pays for a program that passes every test, fraction the share of tests that pass."""
-    deadline_s: float = 10.0
+    test_s: float = 10.0
     """Wall-clock seconds of one test; a test that runs past them has failed."""
-    total_s: float = 60.0
-    """Wall-clock seconds of all tests of one answer; those that are left have failed."""
+    deadline_s: float = 60.0
+    """Wall-clock seconds of all tests of one answer; those that are left then have failed."""
     memory_mb: int = 512
     """Address space of the program, the interpreter included, in MiB."""
     tolerance: float = 0.0
@@ -63,8 +65,9 @@ class CodeReward(BatchReward):
     """Refuses to run where the kernel lacks a layer of the sandbox; by default that is a warning."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.deadline_s <= self.total_s < float("inf")):
-            raise ValueError(f"wanted 0 < deadline_s <= total_s, got {self.deadline_s} and {self.total_s}")
+        for name, seconds in (("test_s", self.test_s), ("deadline_s", self.deadline_s)):
+            if not 0 < seconds < inf:
+                raise ValueError(f"{name} must be above 0 seconds, got {seconds}")
         if self.memory_mb < 64:
             raise ValueError(f"memory_mb must be at least 64, which Python itself takes, got {self.memory_mb}")
         if not 0 <= self.tolerance < 1:
@@ -95,6 +98,10 @@ class CodeReward(BatchReward):
         solution = reference_text(reference, self.solution_key)
         return solution if last_program(solution) else f"```python\n{solution}\n```"
 
+    def wrong_answers(self, reference: Mapping[str, Any]) -> list[str]:
+        """A program that does nothing: tests that let it pass test nothing."""
+        return ["```python\npass\n```"]
+
     def _score(self, completion: Completion, tests: ProgramTests | FunctionTests) -> Score:
         program = last_program(completion.text)
         if program is None:
@@ -112,13 +119,13 @@ class CodeReward(BatchReward):
         except SandboxError as error:
             return Score.unscored(str(error))
         if num_run < num_tests and passed == num_run:
-            reason = f"test {num_run + 1}: no time was left of {self.total_s:g} s"
+            reason = f"test {num_run + 1}: no time was left of {self.deadline_s:g} s"
         value = float(passed == num_tests) if self.credit == "all" else passed / num_tests
         return Score(value=value, parts={"passed_frac": passed / num_tests}, reason=reason)
 
     def _results(self, program: str, tests: ProgramTests | FunctionTests) -> Iterator[tuple[bool, str]]:
         """Whether each test passes, in order, and why not; ends early where the time has run out."""
-        ends = time.monotonic() + self.total_s
+        ends = time.monotonic() + self.deadline_s
         if isinstance(tests, ProgramTests):
             for given, wanted in zip(tests.inputs, tests.outputs, strict=True):
                 if (limits := self._limits(ends)) is None:
@@ -139,9 +146,7 @@ class CodeReward(BatchReward):
         left = ends - time.monotonic()
         if left <= 0:
             return None
-        return Limits(
-            deadline_s=min(self.deadline_s, left), memory_bytes=self.memory_mb * 2**20, packages=self.packages
-        )
+        return Limits(deadline_s=min(self.test_s, left), memory_bytes=self.memory_mb * 2**20, packages=self.packages)
 
     def _look_at_kernel(self) -> None:
         if sys.platform != "linux":

@@ -94,8 +94,8 @@ class Judge:
             if self._cache is not None:
                 self._cache.put(key, verdict)
             return verdict
-        tries = self.server.verdict_tries
-        raise JudgeError(f"the judge gave no verdict in {tries} {'tries; the last time' if tries > 1 else 'try:'} {why}")
+        tries = f"{self.server.verdict_tries} tries; the last time" if self.server.verdict_tries > 1 else "1 try:"
+        raise JudgeError(f"the judge gave no verdict in {tries} {why}")
 
     def _sampling(self, attempt: int) -> dict[str, Any]:
         return {

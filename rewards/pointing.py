@@ -54,6 +54,12 @@ class PointHits:
         """A point inside each thing, in Qwen3-VL's JSON. Raises `BadReferenceError` where the things are unreadable."""
         return write_points([region.inner_point() for region in reference_regions(reference, radius=self.radius)])
 
+    def wrong_answers(self, reference: Mapping[str, Any]) -> list[str]:
+        """Nothing, all but one thing, every thing twice; a point where there is nothing."""
+        points = [region.inner_point() for region in reference_regions(reference, radius=self.radius)]
+        wrong = [[], points[:-1], points * 2] if points else [[Point(500, 500)]]
+        return [write_points(said) for said in wrong]
+
 
 @register("count_points")
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +119,12 @@ class CountPoints:
         if places and places[-1][1] > 1000:
             raise BadReferenceError(f"{count} points cannot lie {self.min_distance:g} thousandths apart")
         return write_points([Point(x, y) for x, y in places])
+
+    def wrong_answers(self, reference: Mapping[str, Any]) -> list[str]:
+        """One place fewer; one place as often as there are things."""
+        points = parse_points(self.perfect_answer(reference)) or []
+        wrong = [points[:-1], points[:1] * max(len(points), 2)] if points else [[Point(500, 500)]]
+        return [write_points(said) for said in wrong]
 
     def _regions(self, reference: Mapping[str, Any]) -> list[Region] | None:
         if all(reference.get(key) is None for key in ("boxes", "bbox_2d", "masks", "points")):

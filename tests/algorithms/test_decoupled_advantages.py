@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.algorithms import AdvantageKind, batch_deviation, decoupled_advantages, group_advantages, has_signal
+from posttrain.algorithms import AdvantageKind, batch_deviation, decoupled_advantages, group_advantages
 
 NAN = float("nan")
 groups = st.lists(st.lists(st.floats(-5, 5, width=16), min_size=2, max_size=2), min_size=4, max_size=4)

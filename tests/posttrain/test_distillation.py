@@ -325,3 +325,60 @@ def test_the_python_trainer_takes_a_teacher_as_a_path_or_in_memory(
         trainer = DistillationTrainer(str(tiny_vl), teacher, rows, config, model_section={"dtype": "float32"})
         result = trainer.train()
         assert (result.model_dir / "model.safetensors").is_file()
+
+
+class Moody:
+    """A teacher that is elsewhere: it scores ahead, and is down from one question on until it is well again."""
+
+    def __init__(self, teacher: Any) -> None:
+        self.teacher, self.well, self.asked = teacher, True, 0
+        self.name, self.identity, self.context = "moody", "one", teacher.context
+
+    def top_scores(self, sequences: Any, top_k: int) -> Any:
+        from posttrain.errors import TeacherError
+
+        self.asked += 1
+        if not self.well and self.asked > 2:
+            raise TeacherError("teacher 'moody' is down; start it and run again")
+        return self.teacher.top_scores(sequences, top_k)
+
+    def logprobs(self, sequences: Any) -> Any:
+        return self.teacher.logprobs(sequences)
+
+    def close(self) -> None: ...
+
+
+def test_a_teacher_that_goes_down_stops_the_run_which_goes_on_from_that_very_step(
+    tiny_vl: Path, teacher_vl: Path, tmp_path: Path
+) -> None:
+    from posttrain.model import Budget, PackedPolicy, facts_of
+    from posttrain.model.loading import load_model, load_processor
+
+    from posttrain import DistillationTrainer, OffPolicyDistillationConfig
+    from posttrain.errors import TeacherError
+    from posttrain.loaded import tokenizer_of
+    from posttrain.teachers.local import LocalTeacher
+
+    model = load_model(teacher_vl, dtype=torch.float32)
+    policy = PackedPolicy(model, facts_of(model.config, tokenizer_of(load_processor(teacher_vl))))
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i} + 3"}, {"role": "assistant", "content": str(i + 3)}]}
+        for i in range(6)
+    ]
+
+    def run(folder: str, well: bool) -> Path:
+        teacher = Moody(LocalTeacher("local", policy, identity="one", budget=Budget(tokens=4096), vocab_size=448))
+        teacher.well = well
+        keys = {"steps": 5, "batch_size": 2, "top_k": 8, "record_trajectories": 0, "checkpoint_every": 0}
+        args = OffPolicyDistillationConfig(**keys, learning_rate=1e-3, output_dir=str(tmp_path / folder))
+        return (
+            DistillationTrainer(str(tiny_vl), teacher, rows, args, model_section={"dtype": "float32"}).train().model_dir
+        )
+
+    whole = run("whole", well=True)
+    with pytest.raises(TeacherError, match="is down"):
+        run("cut", well=False)
+    saved = list((tmp_path / "cut" / "stages" / "distill" / "checkpoints").iterdir())
+    assert len(saved) == 1
+    resumed = run("cut", well=True)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

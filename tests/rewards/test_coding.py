@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.rewards import BadReferenceError, CodeReward, Completion, Score
+from posttrain.rewards import BadReferenceError, CodeReward, Completion, Score, WholeTextReward, make_table
 from posttrain.rewards.coding import last_program, same_output
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined by the Linux kernel")
 
 DOUBLE = {"tests": [{"input": "21\n", "output": "42\n"}, {"input": "-1", "output": "-2"}]}
 ADD = {"tests": ["assert add(1, 2) == 3", "assert add([1], [2]) == [1, 2]", "assert add('a', 'b') == 'ab'"]}
-PATIENT: dict[str, Any] = {"deadline_s": 60.0, "total_s": 600.0}
+PATIENT: dict[str, Any] = {"test_s": 60.0, "deadline_s": 600.0}
 """For a busy machine."""
 
 
@@ -126,11 +126,11 @@ def test_tests_reach_functions_as_if_they_were_theirs(program: str, test: str) -
 def test_what_does_not_end_is_ended_at_its_deadline(program: str) -> None:
     started = time.monotonic()
     many = {"tests": [{"input": "1", "output": "1"}] * 50}
-    result = score(program, many, deadline_s=0.5, total_s=1.0, credit="fraction")
+    result = score(program, many, test_s=0.5, deadline_s=1.0, credit="fraction")
     assert result.value == 0.0
     assert time.monotonic() - started < 60
     endless = "def add(a, b):\n    while True: pass"
-    result = score(endless, ADD, deadline_s=0.5, total_s=5.0)
+    result = score(endless, ADD, test_s=0.5, deadline_s=5.0)
     assert result.value == 0.0 and result.reason == "test 1: ran past its deadline"
 
 
@@ -219,6 +219,22 @@ def test_tests_that_cannot_be_read_are_an_error_of_the_data(reference: dict[str,
     assert not result.is_scored and "bad reference" in result.reason
 
 
+def test_tests_that_test_nothing_are_named_by_the_check() -> None:
+    table = make_table({"t": {"name": "code"}})
+    solved = {**ADD, "solution": "def add(a, b):\n    return a + b"}
+    assert table.check("t", solved) == [] and table.check_wrong("t", solved) == []
+    (problem,) = table.check_wrong("t", {**solved, "tests": ["assert True"]})
+    assert "pass" in problem and "earns full marks" in problem
+    (problem,) = table.check("t", {**solved, "solution": "def add(a, b):\n    return a - b"})
+    assert "earns 0, not 1" in problem
+
+
+def test_a_task_s_extraction_does_not_hide_the_program() -> None:
+    table = make_table({"t": {"name": "code", "test_s": 60.0, "deadline_s": 600.0}})
+    assert table.score("t", said("print(int(input()) * 2)"), DOUBLE).value == 1.0
+    assert isinstance(CodeReward(), WholeTextReward)
+
+
 def test_the_perfect_answer_is_the_solution() -> None:
     reward = CodeReward(**PATIENT)
     assert reward.perfect_answer(ADD) is None
@@ -232,8 +248,8 @@ def test_the_perfect_answer_is_the_solution() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"deadline_s": 0}, "deadline_s"),
-        ({"deadline_s": 5, "total_s": 1}, "deadline_s <= total_s"),
+        ({"test_s": 0}, "test_s"),
+        ({"deadline_s": float("nan")}, "deadline_s"),
         ({"memory_mb": 1}, "memory_mb"),
         ({"tolerance": -1}, "tolerance"),
     ],

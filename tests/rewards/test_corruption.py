@@ -71,7 +71,8 @@ def test_a_right_answer_is_made_wrong(perfect: str, wrong: str) -> None:
 
 
 def test_what_cannot_be_changed_safely_is_left_to_nonsense() -> None:
-    for perfect in ("<answer>Z</answer>", "<answer>cat</answer>", r"\boxed{x+y}", "<answer>ooooo</answer>", "```python\nx1 = 2\n```"):
+    program = "```python\nx1 = 2\n```"
+    for perfect in ("<answer>Z</answer>", "<answer>cat</answer>", r"\boxed{x+y}", "<answer>ooooo</answer>", program):
         assert [how for how, _ in corrupted(perfect)] == ["nonsense"]
 
 

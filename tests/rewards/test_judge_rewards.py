@@ -315,3 +315,12 @@ def test_options_stay_plain_data_for_a_manifest(fake: JudgeServerFake) -> None:
     assert reward.server == {"url": fake.url, "retries": 3}
     assert reward.judge is JudgeRubric(server={"retries": 3, "url": fake.url}).judge
     assert reward == make_reward({"name": "judge_accuracy", "server": {"url": fake.url, "retries": 3}})
+
+
+def test_a_tasks_deadline_for_rules_does_not_cut_a_judge_off(fake: JudgeServerFake) -> None:
+    from posttrain.rewards import TaskRewards, WeightedReward
+
+    fake.delay_s = 0.4
+    for reward in (JudgeAccuracy(server=options(fake)), fallback(fake)):
+        task = TaskRewards((WeightedReward(reward),), deadline_s=0.05)
+        assert task.score_batch([Completion(text="12")], [{"answer": "0.12 m"}])[0].value == 1.0

@@ -126,6 +126,15 @@ def test_perfect_answers_earn_full_marks(reference: dict) -> None:
         assert reward(said(reward.perfect_answer(reference)), reference).value == 1.0
 
 
+@pytest.mark.parametrize("reference", [BOTH, SPOTS, {"boxes": []}, {"answer": 0}, {"answer": 1}, {"answer": 7}])
+def test_the_wrong_answers_that_a_reward_offers_are_wrong(reference: dict) -> None:
+    for reward in (PointHits(), CountPoints(), CountPoints(partial=True)):
+        if isinstance(reward, PointHits) and "answer" in reference:
+            continue
+        values = [reward(said(text), reference).value for text in reward.wrong_answers(reference)]
+        assert values and max(values) < 1.0
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 400])
 def test_perfect_counts_earn_full_marks(count: int) -> None:
     assert CountPoints()(said(CountPoints().perfect_answer({"answer": count})), {"answer": count}).value == 1.0

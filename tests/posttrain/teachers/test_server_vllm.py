@@ -272,3 +272,31 @@ def test_a_template_without_a_switch_for_thinking_is_found_out(server, processor
     example = Example(id="a", task="t", messages=(message,))
     with pytest.raises(TeacherError, match="does not read enable_thinking"):
         server.answer([example], n=1, sampling=Sampling(max_new_tokens=2), thinking=True)
+
+
+def test_both_phases_run_from_a_recipe_with_the_served_teacher(url, checkpoint, tmp_path: Path):
+    """Answers, their distribution, then the student's own answers; images in two of the three."""
+    import json
+
+    from posttrain.pipeline import run_recipe
+    from posttrain.recipe import parse_recipe
+
+    scenes = [{"scenes": {"task": "ground", "size": 20}}]
+    sampled = {"batch_size": 2, "max_new_tokens": 6, "data": scenes}
+    plain = {"steps": 2, "batch_size": 2, "top_k": K, "learning_rate": 1e-3, "record_trajectories": 0}
+    content = {
+        "name": "served",
+        "output_dir": str(tmp_path / "run"),
+        "threads": 1,
+        "model": {"path": str(checkpoint("student")), "dtype": "float32"},
+        "teachers": {"big": {"server": url, "cache": str(tmp_path / "scores"), "retries": 1}},
+        "stages": {
+            "off_policy": {"algorithm": "distill_off_policy", **plain, "data": scenes},
+            "on_policy": {"algorithm": "distill_on_policy", **plain, **sampled, "group_size": 2},
+        },
+    }
+    run_recipe(parse_recipe(content))
+    for stage in ("off_policy", "on_policy"):
+        lines = (tmp_path / "run" / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["divergence"] > 0 for line in lines] == [True, True]
+    assert list((tmp_path / "scores").glob("*.safetensors"))
