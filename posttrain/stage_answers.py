@@ -36,6 +36,7 @@ class AnswersRun:
     teachers: TeacherRoom
     accelerator: Accelerator
     console: Console
+
     def result(self) -> dict[str, Any]:
         """Asks what is not asked yet."""
         if self.folder.result.is_file():

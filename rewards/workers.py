@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import os
 import queue
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,6 +16,8 @@ from typing import Any
 
 from .worker import ChildDiedError, JobRaisedError, Worker
 
+MAX_WORKERS = 16
+"""Each holds sympy, a tenth of a gigabyte, once it has compared an answer."""
 MEMORY_LIMIT_BYTES = 4 * 2**30
 """Address space of a worker on Linux: an answer such as 9^(9^(9^9)) must not eat the trainer's memory."""
 
@@ -32,7 +35,7 @@ class WorkerPool:
     """
 
     def __init__(self, num_workers: int | None = None, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES) -> None:
-        self.num_workers = num_workers or min(4, os.cpu_count() or 1)
+        self.num_workers = num_workers or default_num_workers()
         self.memory_limit_bytes = memory_limit_bytes
         self.num_jobs = 0
         self.num_timeouts = 0
@@ -135,6 +138,12 @@ class WorkerPool:
                 return
             self._alive.discard(worker)
         worker.kill()
+
+
+def default_num_workers() -> int:
+    """One for each core that this process may use, shared with the other ranks of the machine; 16 at most."""
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def shared_pool() -> WorkerPool:

@@ -148,12 +148,16 @@ def test_trainers_of_the_readme_train_and_log_what_the_glossary_explains(
     assert unexplained(logged) == []
 
 
+METRIC = re.compile(r"\"((?:clip|kl|log_ratio|rollout_gap|divergence|teacher/)[\w/.]*)\"")
+
+
 def test_glossary_explains_the_metrics_of_every_objective() -> None:
-    sources = (ROOT / "posttrain/objectives.py", ROOT / "algorithms/diagnostics.py")
+    files = ("posttrain/objectives.py", "posttrain/distillation.py", "algorithms/diagnostics.py")
+    sources = [ROOT / name for name in (*files, "algorithms/distillation.py", "posttrain/teachers/table.py")]
     named = {
         name
         for path in sources
-        for name in re.findall(r"\"((?:clip|kl|log_ratio|rollout_gap)[\w/.]+)\"", path.read_text(encoding="utf-8"))
+        for name in METRIC.findall(path.read_text(encoding="utf-8"))
         if name not in ("clip_low", "clip_high", "kl_coefficient")
     }
     assert len(named) >= 6
@@ -181,10 +185,12 @@ def test_recipe_keys_page_is_what_the_sections_say() -> None:
 
 def test_recipe_keys_page_holds_every_section() -> None:
     """The page is made from a list of sections: a new one must be on it."""
+    from pydantic import BaseModel
+
     from posttrain import config
 
     page = text_of(ROOT / "docs/recipe-keys.md")
-    sections = [cls for cls in vars(config).values() if isinstance(cls, type) and issubclass(cls, config._Section)]
+    sections = [cls for cls in vars(config).values() if isinstance(cls, type) and issubclass(cls, BaseModel)]
     assert len(sections) > 12
     assert sorted({key for cls in sections for key in cls.model_fields if f"| `{key}` |" not in page}) == []
 

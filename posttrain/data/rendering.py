@@ -65,8 +65,8 @@ class Renderer:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        """The pixel limits may only be stricter. `enable_thinking` goes to the template where it is not None; a row's own
-        `chat_template_kwargs: {enable_thinking: ...}` (TRL's column) is heard before it, so that rows may differ."""
+        """The pixel limits may only be stricter. `enable_thinking` goes to the template where it is not None; a row's
+        own `chat_template_kwargs: {enable_thinking: ...}` (TRL's column) is heard first, so that rows may differ."""
         self.facts = facts
         self.max_length = max_length
         self._processor: Any = processor

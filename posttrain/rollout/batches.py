@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from posttrain.algorithms import AdvantageKind, Average, distillation_advantages
+from posttrain.algorithms import AdvantageKind, Average, distillation_advantages, distillation_metrics
 from posttrain.batches import Annotate, StepBatch
 from posttrain.data import Mixture, RenderedPrompt, Renderer, TooLong
 from posttrain.errors import DataError
@@ -196,8 +196,11 @@ class RolloutBatches:
             },
         )
 
-    def _with_logprobs(self, tasks: Sequence[str], sequences: list[TokenSequence]) -> list[TokenSequence]:
-        """Adds what forward passes at the present weights say, where it is wanted."""
+    def _with_logprobs(
+        self, tasks: Sequence[str], sequences: list[TokenSequence]
+    ) -> tuple[list[TokenSequence], dict[str, Average]]:
+        """Adds what forward passes at the present weights say, where it is wanted; and how far off the teacher is."""
+        metrics: dict[str, Average] = {}
         settings = self._settings
         if settings.recompute_logprobs:
             found = self._policy.logprobs(sequences, self._budget, temperature=settings.temperature)
@@ -207,8 +210,10 @@ class RolloutBatches:
             sequences = [_with_stream(s, REFERENCE_LOGPROBS, x.numpy()) for s, x in zip(sequences, found, strict=True)]
         if self._teacher_logprobs is not None:
             heard = self._teacher_logprobs(tasks, sequences)
-            sequences = [_taught(s, x, settings.teacher_advantage) for s, x in zip(sequences, heard, strict=True)]
-        return sequences
+            for place, (sequence, said) in enumerate(zip(sequences, heard, strict=True)):
+                sequences[place], apart = _taught(sequence, said, settings.teacher_advantage)
+                metrics = {name: value.merge(metrics[name]) if metrics else value for name, value in apart.items()}
+        return sequences, metrics
 
     def _deal(self, groups: Sequence[Group], metrics: dict[str, Average], clock: "_Clock") -> list[list[TokenSequence]]:
         """Whole groups into mini-batches like cards, task by task, so that each holds every task."""
@@ -222,7 +227,8 @@ class RolloutBatches:
                     hands.append(place % self._settings.mini_batches)
                     tasks.append(group.example.task)
                     sequences.append(self._sequence(trajectory))
-        sequences = self._with_logprobs(tasks, sequences)
+        sequences, apart = self._with_logprobs(tasks, sequences)
+        metrics |= apart
         clock.lap("time/score_s")
         annotated: Sequence[TokenSequence | None] = sequences
         if self._annotate is not None:
@@ -296,15 +302,14 @@ def _with_stream(sequence: TokenSequence, name: str, values: np.ndarray) -> Toke
     return replace(sequence, streams={**sequence.streams, name: stream})
 
 
-def _taught(sequence: TokenSequence, teacher_logprobs: np.ndarray, coefficient: float) -> TokenSequence:
-    """The sequence with the teacher's verdict on each sampled token in its advantages."""
+def _taught(
+    sequence: TokenSequence, teacher_logprobs: np.ndarray, coefficient: float
+) -> tuple[TokenSequence, Mapping[str, Average]]:
+    """The sequence with the teacher's verdict on each sampled token in its advantages, and their distance."""
     own = {name: torch.from_numpy(sequence.streams[name][sequence.mask]) for name in (ADVANTAGES, OLD_LOGPROBS)}
-    verdicts = distillation_advantages(
-        teacher_logprobs_T=torch.from_numpy(teacher_logprobs),
-        student_logprobs_T=own[OLD_LOGPROBS],
-        coefficient=coefficient,
-    )
-    return _with_stream(sequence, ADVANTAGES, (own[ADVANTAGES] + verdicts).numpy())
+    said = {"teacher_logprobs_T": torch.from_numpy(teacher_logprobs), "student_logprobs_T": own[OLD_LOGPROBS]}
+    advantages_T = own[ADVANTAGES] + distillation_advantages(**said, coefficient=coefficient)
+    return _with_stream(sequence, ADVANTAGES, advantages_T.numpy()), distillation_metrics(**said)
 
 
 def _frac(part: int, whole: int) -> Average:

@@ -15,6 +15,7 @@ from posttrain.data.images import to_patches
 from posttrain.errors import ConfigError, TeacherError
 from posttrain.records import Example
 from posttrain.rollout.engine import Sampling
+from posttrain.teachers import server_tokenizer
 from posttrain.teachers.answer import Answer, whole_text
 from posttrain.teachers.server import ServerTeacher
 from posttrain.teachers.server_tokenizer import probe_text
@@ -510,6 +511,13 @@ def test_the_first_token_of_another_tokenizer_is_named(ask, server, checkpoint, 
     server.tokenizer = processor.tokenizer
     with pytest.raises(TeacherError, match=rf"is \d+ \('.*'\) there and {len(other) - 1} \('<depth>'\) here; choose"):
         teacher.check_tokenizer(other)
+
+
+def test_the_probe_holds_every_added_token_of_a_large_vocabulary(processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_tokenizer, "_PIECES", 10)  # as few for this vocabulary as there are for a large one
+    text = probe_text(processor.tokenizer)
+    assert all(token in text for token in processor.tokenizer.get_added_vocab())
+    assert 10 <= len(text.encode()) < 2000
 
 
 def test_a_tokenizer_with_swapped_ids_is_found_out(ask, server, processor) -> None:
