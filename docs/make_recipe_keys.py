@@ -20,6 +20,7 @@ from posttrain.config import (
     ModelSection,
     OffPolicyDistillStage,
     OnPolicyDistillStage,
+    PromptSection,
     Recipe,
     RewardItem,
     SAPOStage,
@@ -63,6 +64,7 @@ SECTIONS: tuple[tuple[str, str, type[BaseModel], type[BaseModel] | None], ...] =
     ("stages.NAME with algorithm: answers", "", AnswersStage, STAGE),
     ("A data source", "An entry of `stages.NAME.data` or of `evaluation.data`.", DataSection, None),
     ("scenes", "Drawn scenes instead of a file.", SceneSection, None),
+    ("prompts", "Generated prompts instead of a file.", PromptSection, None),
 )
 """Heading, sentence, section, and the section whose keys are not repeated."""
 

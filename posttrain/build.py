@@ -29,7 +29,17 @@ from posttrain.config import (
     TaskSection,
     TrainingStage,
 )
-from posttrain.data import DataSource, Mixture, Renderer, SceneSource, SceneSpec, SourceSpec, open_source
+from posttrain.data import (
+    DataSource,
+    Mixture,
+    PromptSource,
+    PromptSpec,
+    Renderer,
+    SceneSource,
+    SceneSpec,
+    SourceSpec,
+    open_source,
+)
 from posttrain.distillation import Distillation
 from posttrain.errors import ConfigError
 from posttrain.evaluation import Evaluation
@@ -50,6 +60,9 @@ def make_source(section: DataSection) -> DataSource:
     if section.scenes is not None:
         scenes = section.scenes
         return SceneSource(SceneSpec(task=scenes.task, size=scenes.size, loose=scenes.loose, seed=scenes.seed))
+    if section.prompts is not None:
+        prompts = section.prompts
+        return PromptSource(PromptSpec(kind=prompts.kind, size=prompts.size, seed=prompts.seed))
     assert section.path is not None
     return open_source(
         SourceSpec(
@@ -73,7 +86,8 @@ def make_source(section: DataSection) -> DataSource:
 
 def make_mixture(sections: Sequence[DataSection], seed: int) -> Mixture:
     sources = {
-        f"{place}:{section.path or section.scenes}": make_source(section) for place, section in enumerate(sections)
+        f"{place}:{section.path or section.scenes or section.prompts}": make_source(section)
+        for place, section in enumerate(sections)
     }
     return Mixture(sources, dict(zip(sources, (s.ratio for s in sections), strict=True)), seed=seed)
 

@@ -4,12 +4,9 @@ Most answers in RL are plain numbers. Deciding those here takes microseconds; th
 """
 
 import re
-from typing import Literal
 
 from .exact_numbers import same_number
 from .extraction import extract_answer, last_boxed
-
-Shape = Literal["ordered", "set", "list", "single"]
 
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\}|\\[,!]|\\;)\d{3})+(?:\.\d*)?")
 _GROUP_MARK = re.compile(r",|\{,\}|\\[,!;]")
@@ -20,7 +17,6 @@ _WORD = re.compile(r"[A-Za-z]{3,}")
 _FUNCTIONS = frozenset(
     {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "max", "min", "gcd", "lcm", "mod"}
 )
-_COMPARISON = re.compile(r"[<>≤≥]|\\(?:leq?|geq?|lt|gt)(?![A-Za-z])")
 _SIZING = re.compile(r"\\(?:left|right)(?![A-Za-z])")
 _AS_LATEX = str.maketrans(
     {
@@ -87,47 +83,6 @@ def is_words(gold: str) -> bool:
         return False
     words = _WORD.findall(_COMMAND.sub(" ", _TEXT_COMMAND.sub(r"\1", gold)))
     return any(word.lower() not in _FUNCTIONS for word in words)
-
-
-def is_inequality(answer: str) -> bool:
-    r"""Whether the answer compares: `1 < x \le 2`."""
-    return _COMPARISON.search(answer) is not None
-
-
-def align(gold: str, given: str) -> str | None:
-    r"""The given answer in a notation that algebra compares with the gold one; None where it is of another kind.
-
-    math-verify takes `(1,2)`, `\{1,2\}` and `1,2` for the same. An ordered pair or interval is not a set; a bare list
-    stands for either, and takes the gold's brackets so that its order counts where the gold's does.
-    """
-    wanted, got = shape(gold), shape(given)
-    if {wanted, got} == {"ordered", "set"}:
-        return None
-    if wanted == "ordered" and got == "list":
-        return f"{gold[0]}{given}{gold[-1]}"
-    return given
-
-
-def shape(answer: str) -> Shape:
-    r"""`(a, b)` or `[a, b)` is ordered, `\{a, b\}` a set, `a, b` a list, and anything without a comma single."""
-    depth, top_level, inside, closed_early = 0, False, False, False
-    text = answer.replace(r"\{", "{").replace(r"\}", "}").strip()
-    for position, character in enumerate(text):
-        if character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-            closed_early |= depth == 0 and position < len(text) - 1
-        elif character == "," and depth <= 1:
-            top_level |= depth == 0
-            inside |= depth == 1
-    if top_level:
-        return "list"
-    if not inside or closed_early or not text:
-        return "single"
-    if text[0] in "([" and text[-1] in ")]":
-        return "ordered"
-    return "set" if text[0] == "{" and text[-1] == "}" else "single"
 
 
 def _spoken(answer: str) -> str:

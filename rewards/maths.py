@@ -7,7 +7,8 @@ from typing import Any
 from .batching import BatchReward
 from .exact_numbers import exact_number
 from .extraction import NO_ANSWER
-from .math_answers import align, given_answer, gold_answer, is_words, quick_verdict
+from .math_answers import given_answer, gold_answer, is_words, quick_verdict
+from .math_shapes import align, same_parts
 from .quantities import quantity, without_units
 from .references import reference_text
 from .registry import register
@@ -101,6 +102,8 @@ class MathReward(BatchReward):
                 return Score(value=0.0, reason=f"{given!r:.80} is not the kind of answer that {gold!r:.80} is"), None
             gold = numbers[0]
             verdict = quick_verdict(gold, aligned)
+            if verdict is None:
+                verdict = same_parts(gold, aligned, quick_verdict)
             if verdict is None:
                 return None, (gold, aligned)
         return Score(value=float(verdict)), None

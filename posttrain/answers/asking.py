@@ -10,9 +10,9 @@ from posttrain.answers.rows import as_asked, check_writable, row_of, store_image
 from posttrain.answers.settings import CollectSettings
 from posttrain.answers.source import AnswerSource
 from posttrain.answers.tally import Group, Tally, merge
-from posttrain.errors import DataError, TeacherError
+from posttrain.errors import ConfigError, DataError, TeacherError
 from posttrain.records import Example
-from posttrain.rewards import Completion, RewardTable, Score
+from posttrain.rewards import BadRewardError, Completion, RewardTable, Score
 from posttrain.rewards.table import DEFAULT_TASK
 from posttrain.rollout.batches import last_user_text
 from posttrain.teachers.answer import Answer
@@ -109,7 +109,10 @@ class Asking:
         return answers
 
     def _scores(self, prompts: Sequence[_Prompt], answers: Sequence[Sequence[Answer]]) -> list[list[Score | None]]:
-        """Scores of the answers that are sound; nobody scores the others."""
+        """Scores of the answers that are sound; nobody scores the others.
+
+        Raises ConfigError, naming the reward, where one returns what is no score.
+        """
         scores: list[list[Score | None]] = [[None] * len(said) for said in answers]
         if self.rewards is None:
             return scores
@@ -123,7 +126,11 @@ class Asking:
                 if fault is None:
                     places.append((i, j))
                     items.append((example.task, self._completion(example, said[j]), example.reference))
-        for (i, j), score in zip(places, self.rewards.score_batch(items), strict=True):
+        try:
+            found = self.rewards.score_batch(items)
+        except BadRewardError as error:
+            raise ConfigError(str(error)) from error
+        for (i, j), score in zip(places, found, strict=True):
             scores[i][j] = score
         return scores
 

@@ -67,11 +67,22 @@ class SceneSection(Section):
     seed: int = Field(default=0, description="Seed of the scenes; another one gives held-out scenes.")
 
 
+class PromptSection(Section):
+    kind: Literal["repetition", "language", "format", "json"] = Field(
+        description="What the prompts elicit; it is also the task of the rows."
+    )
+    size: int = Field(default=4096, ge=1, description="Number of examples.")
+    seed: int = Field(default=0, description="Seed of the prompts; another one gives held-out prompts.")
+
+
 class DataSection(Section):
     path: str | None = Field(
         default=None, description="JSONL, JSON or Parquet file, folder of `datasets`, or hub name."
     )
     scenes: SceneSection | None = Field(default=None, description="Instead of a path: drawn scenes.")
+    prompts: PromptSection | None = Field(
+        default=None, description="Instead of a path: generated prompts that elicit what general RL penalises."
+    )
     stage: str | None = Field(
         default=None, description="Instead of a path: what an earlier `answers` stage of this recipe kept."
     )
@@ -104,8 +115,11 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataSection":
-        if sum(x is not None for x in (self.path, self.scenes, self.stage)) != 1:
-            raise ValueError("give exactly one of 'path' (a data set), 'scenes' (drawn scenes) and 'stage' (answers)")
+        if sum(x is not None for x in (self.path, self.scenes, self.prompts, self.stage)) != 1:
+            raise ValueError(
+                "give exactly one of 'path' (a data set), 'scenes' (drawn scenes), 'prompts' (generated prompts) and "
+                "'stage' (answers)"
+            )
         return self
 
 

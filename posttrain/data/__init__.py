@@ -1,5 +1,6 @@
-"""Data: sources of examples, the layouts they come in, images, rendering to tokens, mixtures, drawn scenes."""
+"""Data: sources of examples, the layouts they come in, images, rendering to tokens, mixtures, drawn scenes, prompts."""
 
+from posttrain.data.eliciting import PromptKind, PromptSource, PromptSpec
 from posttrain.data.images import CutImage, ImageCutter, open_image, resize_for, to_patches
 from posttrain.data.mixture import Mixture, Pick
 from posttrain.data.rendering import RenderedPrompt, Renderer, TooLong
@@ -13,6 +14,9 @@ __all__ = [
     "ImageCutter",
     "Mixture",
     "Pick",
+    "PromptKind",
+    "PromptSource",
+    "PromptSpec",
     "RenderedPrompt",
     "Renderer",
     "RowFormat",

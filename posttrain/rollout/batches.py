@@ -19,7 +19,7 @@ from posttrain.errors import DataError
 from posttrain.model import Budget, PackedPolicy, TokenSequence
 from posttrain.objectives import ADVANTAGES, OLD_LOGPROBS, REFERENCE_LOGPROBS, ROLLOUT_LOGPROBS
 from posttrain.records import Example, Group, Status, Trajectory
-from posttrain.rewards import RewardTable, Score, shared_pool
+from posttrain.rewards import RewardTable, Score, judge_metrics, shared_pool
 from posttrain.rollout.engine import Engine, Request, Sample, Sampling
 from posttrain.rollout.scoring import (
     advantages_of,
@@ -129,6 +129,7 @@ class RolloutBatches:
                 metrics["reward_timeout_frac"] = _frac(
                     shared_pool().num_timeouts - timeouts, shared_pool().num_jobs - jobs
                 )
+            metrics |= {name: Average(total=value, count=1.0) for name, value in judge_metrics().items()}
         metrics["dropped_frac"] = _frac(asked - len(seen), asked)
         hands = self._deal(kept, metrics, clock)
         return StepBatch(

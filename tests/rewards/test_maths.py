@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from posttrain.rewards import BadReferenceError, Completion, MathReward, Score, shared_pool
-from posttrain.rewards.math_answers import canonical, gold_answer, quick_verdict, shape
+from posttrain.rewards.math_answers import canonical, gold_answer, quick_verdict
+from posttrain.rewards.math_shapes import same_parts, shape
 
 VERDICTS = [
     ("72", r"\boxed{72}", 1),
@@ -167,6 +168,64 @@ def test_shapes_tell_pairs_sets_and_lists_apart() -> None:
     assert [shape(a) for a in ("(1,2)", "[0,1)", r"\{1,2\}", "1, 2", "x+1", r"(1,2) \cup (3,4)", "f(1,2)", "")] == [
         "ordered", "ordered", "set", "list", "single", "single", "single", "single",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "verdict"),
+    [
+        ("[1,2)", "[1.0, 4/2)", True),
+        ("[1,2)", "[1,3)", False),
+        ("[1,2)", "(1,2)", False),
+        ("[1,2)", "[1,2]", False),
+        (r"(-\infty,2]", r"[-\infty,2]", None),
+        (r"(-\infty,2]", r"(-\infty,2.0]", True),
+        ("(1,2,3)", "(1,2)", False),
+        ("(x,2)", "(x,2.0)", True),
+        ("(x,2)", "(y,2)", None),
+        ("(x,2)", "(y,3)", False),
+        (r"\{1,2\}", r"\{2,1,2\}", True),
+        (r"\{1,2\}", "2,1", True),
+        (r"\{1,2\}", r"\{1,3\}", False),
+        (r"\{1,x\}", r"\{1,y\}", None),
+        (r"\{(1,2),(3,4)\}", r"\{(3,4),(1,2)\}", True),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1 & 2 \\ 3.0 & 8/2\\\end{bmatrix}", True),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", False),
+        (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", False),
+        (r"\begin{pmatrix}x\end{pmatrix}", r"\begin{pmatrix}y\end{pmatrix}", None),
+        ("x+1", "1+x", None),
+        ("(1,2)", r"\{1,2\}", None),
+    ],
+)
+def test_parts_decide_where_they_can(gold: str, answer: str, verdict: bool | None) -> None:
+    assert same_parts(gold, answer, quick_verdict) is verdict
+
+
+def test_parts_say_what_algebra_says() -> None:
+    """Where the quick comparison decides, math-verify gives the same verdict on the same two answers.
+
+    But for intervals that end before they begin, which are all the empty set to it.
+    """
+    rng = random.Random(0)
+    numbers = [["-1"], ["0.5", r"\frac{1}{2}"], ["1", "1.0"], ["3"]]
+    forms = ["({},{})", "[{},{})", r"\{{{},{}\}}", r"\begin{{pmatrix}}{}&{}\end{{pmatrix}}"]
+
+    def written(form: str) -> str:
+        return form.format(*(rng.choice(ways) for ways in sorted(rng.sample(numbers, k=2), key=numbers.index)))
+
+    pairs = [(written(form), written(form)) for form in forms * 25]
+    outcomes = shared_pool().run_many("posttrain.rewards.equivalence:compare", pairs, deadline_s=60)
+    told = [same_parts(gold, given, quick_verdict) for gold, given in pairs]
+    assert [pair for pair, quick, slow in zip(pairs, told, outcomes, strict=True) if quick != (slow == "equal")] == []
+    assert 5 < sum(map(bool, told)) < len(told) - 5
+
+
+def test_values_at_a_point_tell_expressions_apart_and_never_equal_ones() -> None:
+    equal = [(r"\ln 4", r"2\ln 2"), (r"\sqrt{8}", r"2\sqrt{2}"), ("(x+1)^2", "x^2+2x+1"), (r"\frac{a}{b}", "a/b")]
+    equal += [(r"\sin^2 x+\cos^2 x", "1"), ("0.3333333", "1/3"), ("x=5", "5"), (r"\log_2 8", "3")]
+    different = [(r"\ln 4", r"2\ln 3"), ("x+1", "x+2"), ("x+1", "y+1"), (r"\sqrt{2}", "1.4142"), (r"\sqrt{-4}", "2")]
+    jobs = [*equal, *different]
+    outcomes = shared_pool().run_many("posttrain.rewards.equivalence:compare", jobs, deadline_s=60)
+    assert outcomes == ["equal"] * len(equal) + ["different"] * len(different)
 
 
 @given(st.text(alphabet="\\${}()[],.0123456789+-*/^xe%# boxedtextfrac", max_size=80), st.text(max_size=40))
