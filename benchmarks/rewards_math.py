@@ -113,7 +113,9 @@ class Side:
                 done, failed = done + 1, failed + ("error" in line)
             what = f"all {count} scored, {failed} of them by an exception"
         except TimeoutError:
-            what = f"hung: {done} of {count} came back ({failed} by an exception), none after it for the rest of {limit_s:g} s"
+            what = (
+                f"{done} of {count} came back ({failed} by an exception) in {limit_s:g} s; the next was still running"
+            )
         except EOFError:
             self._process.wait()
             what = f"its process ended (status {self._process.returncode}) after {done} of {count}"

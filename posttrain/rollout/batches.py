@@ -27,6 +27,7 @@ from posttrain.rollout.scoring import (
     deviations,
     is_scored,
     is_thin,
+    judged_since,
     last_user_text,
     over_batch,
     score,
@@ -102,6 +103,7 @@ class RolloutBatches:
         seen: list[Group] = []
         asked = 0
         jobs, timeouts = shared_pool().num_jobs, shared_pool().num_timeouts
+        asked_before = judge_metrics()
         wanted = settings.batch_size // self._world
         rounds = 1 + (settings.resample_limit if settings.zero_signal == "resample" else 0)
         for attempt in range(rounds):
@@ -129,7 +131,7 @@ class RolloutBatches:
                 metrics["reward_timeout_frac"] = _frac(
                     shared_pool().num_timeouts - timeouts, shared_pool().num_jobs - jobs
                 )
-            metrics |= {name: Average(total=value, count=1.0) for name, value in judge_metrics().items()}
+            metrics |= judged_since(asked_before)
         metrics["dropped_frac"] = _frac(asked - len(seen), asked)
         hands = self._deal(kept, metrics, clock)
         return StepBatch(

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from accelerate.utils import gather_object
 
-from posttrain.algorithms import AdvantageKind, batch_deviation, decoupled_advantages, group_advantages
+from posttrain.algorithms import AdvantageKind, Average, batch_deviation, decoupled_advantages, group_advantages
 from posttrain.errors import ConfigError, DataError
 from posttrain.records import Example, Group, Status, Trajectory
-from posttrain.rewards import BadRewardError, Completion, RewardTable, Score, TaskRewards
+from posttrain.rewards import BadRewardError, Completion, RewardTable, Score, TaskRewards, judge_metrics
 
 _EPSILON = 1e-4
 
@@ -98,6 +98,16 @@ def over_batch(group: Group, rewards: RewardTable, found: Mapping[str, float]) -
         return group
     scale = 1 / (found[entry] + _EPSILON)
     return replace(group, trajectories=[replace(t, advantage=t.advantage * scale) for t in group.trajectories])
+
+
+def judged_since(before: Mapping[str, float]) -> dict[str, Average]:
+    """What this process has asked its judges since `before`, an earlier `judge_metrics()`; empty where nothing."""
+    grown = {name: total - before.get(name, 0.0) for name, total in judge_metrics().items()}
+    asked = grown.get("judge/asked", 0.0)
+    if not asked:
+        return {}
+    counts = {name: Average(total=number, count=1.0) for name, number in grown.items()}
+    return {**counts, "judge/failed_frac": Average(total=grown["judge/failed"], count=asked)}
 
 
 def stop_if_all_failed(trajectories: Sequence[Trajectory]) -> None:
