@@ -16,7 +16,7 @@ help: ## List the targets
 setup: ## Make .venv ready: three minutes the first time, at once afterwards
 	@python="$$(sh tools/find_python.sh)" && "$$python" tools/setup_env.py
 
-quickstart: setup ## Train a tiny Qwen3-VL from nothing, fine-tune it, improve it by RL; ends with a report
+quickstart: setup ## Train a tiny Qwen3-VL from nothing, fine-tune it, improve it by RL, distil it; ends with a report
 	@$(VENV)/posttrain run recipes/quickstart.yaml $(ARGS)
 
 test: setup ## Run all tests, the slow ones and vLLM's included

@@ -158,18 +158,15 @@ def serve(score: Callable[[list[Case], float], list[float | None]]) -> None:
         start = time.perf_counter()
         values = score(cases, DEADLINE_S if what == "mixed" else PATIENT_S)
         seconds = time.perf_counter() - start
-        pairs = list(zip(cases, values, strict=True))
+        scored = [(case, value) for case, value in zip(cases, values, strict=True) if value is not None]
         wrong = [
-            (case.gold, case.text[-100:]) for case, value in pairs if value is not None and value != bool(case.is_right)
+            (case.gold, case.text.rpartition("the answer is ")[2])
+            for case, value in scored
+            if value != bool(case.is_right)
         ]
         timeouts, crashes = (now - then for now, then in zip(pool_counts(), before, strict=True))
-        told = {
-            "seconds": seconds,
-            "wrong": wrong,
-            "unscored": values.count(None),
-            "timeouts": timeouts,
-            "crashes": crashes,
-        }
+        told = {"seconds": seconds, "wrong": wrong, "unscored": len(cases) - len(scored)}
+        told |= {"timeouts": timeouts, "crashes": crashes}
         print(json.dumps(told), file=answers)
 
 
@@ -181,7 +178,7 @@ def ours(cases: list[Case], deadline_s: float) -> list[float | None]:
 
 
 def trl(cases: list[Case], deadline_s: float) -> list[float | None]:
-    from trl.rewards import accuracy_reward
+    from trl.rewards.accuracy_rewards import accuracy_reward
 
     completions = [[{"role": "assistant", "content": case.text}] for case in cases]
     return accuracy_reward(completions, solution=[f"${case.gold}$" for case in cases])

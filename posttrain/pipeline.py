@@ -18,6 +18,7 @@ from posttrain.lineage import fingerprints, is_begun, origins, start_of, with_an
 from posttrain.loaded import load, make_accelerator
 from posttrain.report import stage_table, write_report
 from posttrain.rollout.engine_room import EngineRoom
+from posttrain.run_parts import RunParts
 from posttrain.runs import RunFolder, write_json
 from posttrain.stage_answers import AnswersRun
 from posttrain.stage_run import StageRun, short
@@ -64,48 +65,41 @@ def _run(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> RunResu
         folder.write_manifest(name=recipe.name, seed=recipe.seed, recipe=recipe.model_dump(mode="json"))
     if recipe.trackers:
         accelerator.init_trackers(recipe.name, config={"seed": recipe.seed})
-    engines = EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator)
-    teachers = TeacherRoom(recipe.teachers, accelerator, stage_model=lambda name: folder.stage(name).final)
+    parts = RunParts(
+        recipe=recipe,
+        rewards=rewards,
+        engines=EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator),
+        teachers=TeacherRoom(recipe.teachers, accelerator, stage_model=lambda name: folder.stage(name).final),
+        accelerator=accelerator,
+        console=console,
+    )
     origin = origins(recipe)
     results: dict[str, dict[str, Any]] = {}
     path: Path | None = None
     try:
         for name, stage in recipe.stages.items():
-            resolved = with_answers(stage, folder)
+            resolved, own = with_answers(stage, folder), folder.stage(name)
             if isinstance(resolved, AnswersStage):
-                results[name] = AnswersRun(
-                    recipe=recipe,
-                    name=name,
-                    stage=resolved,
-                    folder=folder.stage(name),
-                    fingerprint=made_by[name],
-                    rewards=rewards,
-                    engines=engines,
-                    teachers=teachers,
-                    accelerator=accelerator,
-                    console=console,
-                ).result()
+                run = AnswersRun(parts=parts, name=name, stage=resolved, folder=own, fingerprint=made_by[name])
+                results[name] = run.result()
             else:
-                results[name] = StageRun(
-                    recipe=recipe,
+                start = start_of(name, origin[name], folder, seed=recipe.seed, begun=begun, accelerator=accelerator)
+                run = StageRun(
+                    parts=parts,
                     name=name,
                     stage=resolved,
-                    folder=folder.stage(name),
+                    folder=own,
                     model=origin[name].model,
-                    start=start_of(name, origin[name], folder, seed=recipe.seed, begun=begun, accelerator=accelerator),
+                    start=start,
                     fingerprint=made_by[name],
-                    rewards=rewards,
-                    engines=engines,
-                    teachers=teachers,
-                    accelerator=accelerator,
-                    console=console,
-                ).result(results.get(origin[name].parent or "", {}).get("after"))
-                path = folder.stage(name).final
+                )
+                results[name] = run.result(results.get(origin[name].parent or "", {}).get("after"))
+                path = own.final
             if accelerator.is_main_process:
                 _summarise(folder, list(results.values()), started, report=None)
     finally:
-        engines.close()
-        teachers.close()
+        parts.engines.close()
+        parts.teachers.close()
         accelerator.end_training()
         report = _report(folder, console) if accelerator.is_main_process else None
     summary = _summarise(folder, list(results.values()), started, report) if accelerator.is_main_process else {}

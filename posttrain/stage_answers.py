@@ -5,53 +5,45 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import Accelerator
-from rich.console import Console
-
 from posttrain.answers import AnswerSource, CollectSettings, EngineAnswers, collect
 from posttrain.build import make_mixture, make_renderer
-from posttrain.config import AnswersStage, ModelSection, Recipe, TeacherSection, routes_of
+from posttrain.config import AnswersStage, ModelSection, TeacherSection, routes_of
 from posttrain.data import Renderer
 from posttrain.errors import ConfigError
 from posttrain.loaded import Loaded, load, tokenizer_of
 from posttrain.model.loading import load_processor
-from posttrain.rewards import RewardTable
-from posttrain.rollout.engine_room import EngineRoom
+from posttrain.run_parts import RunParts
 from posttrain.runs import StageFolder, read_json, write_json
 from posttrain.teachers.identity import checkpoint_identity
-from posttrain.teachers.room import TeacherRoom
 
 
 @dataclass(kw_only=True)
 class AnswersRun:
     """A stage of answers with all that its run wants."""
 
-    recipe: Recipe
+    parts: RunParts
     name: str
     stage: AnswersStage
     folder: StageFolder
     fingerprint: str
-    rewards: RewardTable | None
-    engines: EngineRoom
-    teachers: TeacherRoom
-    accelerator: Accelerator
-    console: Console
 
     def result(self) -> dict[str, Any]:
         """Asks what is not asked yet."""
         if self.folder.result.is_file():
-            self.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
+            self.parts.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
             return read_json(self.folder.result)
         started = time.perf_counter()
         stage = self.stage
-        self.console.rule(f"[bold]{self.name}[/bold]  answers")
-        routes = routes_of(self.name, stage, self.recipe.teachers)
+        self.parts.console.rule(f"[bold]{self.name}[/bold]  answers")
+        routes = routes_of(self.name, stage, self.parts.recipe.teachers)
         self._check_engine(set(routes.values()))
-        sources = {name: self._source(name, self.recipe.teachers[name]) for name in dict.fromkeys(routes.values())}
+        sources = {
+            name: self._source(name, self.parts.recipe.teachers[name]) for name in dict.fromkeys(routes.values())
+        }
         collected = collect(
             self.folder.data,
             teachers={task: sources[name] for task, name in routes.items()},
-            mixture=make_mixture(stage.data, self.recipe.seed),
+            mixture=make_mixture(stage.data, self.parts.recipe.seed),
             settings=CollectSettings(
                 max_new_tokens=stage.max_new_tokens,
                 num_prompts=stage.prompts,
@@ -64,15 +56,15 @@ class AnswersRun:
                 min_reward=stage.min_reward,
                 keep_per_prompt=stage.keep_per_prompt,
                 batch_size=stage.batch_size,
-                seed=self.recipe.seed,
+                seed=self.parts.recipe.seed,
             ),
-            rewards=self.rewards,
+            rewards=self.parts.rewards,
             encode=self._encode(),
             title=self.name,
-            console=self.console,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            wait=self.accelerator.wait_for_everyone,
+            console=self.parts.console,
+            rank=self.parts.accelerator.process_index,
+            world=self.parts.accelerator.num_processes,
+            wait=self.parts.accelerator.wait_for_everyone,
         )
         result = {
             "name": self.name,
@@ -84,28 +76,28 @@ class AnswersRun:
             "counts": dict(collected.counts),
             "fingerprint": self.fingerprint,
         }
-        if self.accelerator.is_main_process:
+        if self.parts.accelerator.is_main_process:
             write_json(self.folder.result, result)
-        self.accelerator.wait_for_everyone()
+        self.parts.accelerator.wait_for_everyone()
         return result
 
     def _encode(self) -> Callable[[str], Sequence[int]] | None:
         """Tokens of an answer as the student reads it, for rewards that count them."""
-        path = self.recipe.model.path
-        if path is None or self.rewards is None:
+        path = self.parts.recipe.model.path
+        if path is None or self.parts.rewards is None:
             return None
-        tokenizer = tokenizer_of(load_processor(path, revision=self.recipe.model.revision))
+        tokenizer = tokenizer_of(load_processor(path, revision=self.parts.recipe.model.revision))
         return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
     def _check_engine(self, asked: set[str]) -> None:
         """vLLM in process holds the weights of one model, and prompts as far as its context leaves room for answers."""
-        engine = self.recipe.engine
+        engine = self.parts.recipe.engine
         if engine.kind == "vllm" and engine.max_model_len <= self.stage.max_new_tokens:
             raise ConfigError(
                 f"stages.{self.name}: max_new_tokens {self.stage.max_new_tokens} leaves no room for a prompt in "
                 f"engine.max_model_len {engine.max_model_len}; raise it, or ask for shorter answers"
             )
-        local = sorted(name for name in asked if self.recipe.teachers[name].server is None)
+        local = sorted(name for name in asked if self.parts.recipe.teachers[name].server is None)
         if engine.kind == "vllm" and len(local) > 1:
             raise ConfigError(
                 f"stages.{self.name}: teachers {' and '.join(local)} would share one vLLM engine; give each a stage of "
@@ -114,20 +106,20 @@ class AnswersRun:
 
     def _source(self, name: str, section: TeacherSection) -> AnswerSource:
         if section.server is not None:
-            return self.teachers.server(name, section)
-        path = self.teachers.path_of(name)
+            return self.parts.teachers.server(name, section)
+        path = self.parts.teachers.path_of(name)
         model = ModelSection(
             path=path,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
-            dtype=section.dtype or self.recipe.model.dtype,
-            attention=self.recipe.model.attention,
-            min_pixels=self.recipe.model.min_pixels,
-            max_pixels=self.recipe.model.max_pixels,
+            dtype=section.dtype or self.parts.recipe.model.dtype,
+            attention=self.parts.recipe.model.attention,
+            min_pixels=self.parts.recipe.model.min_pixels,
+            max_pixels=self.parts.recipe.model.max_pixels,
         )  # pyright: ignore[reportCallIssue]
-        loaded = load(model, path, self.accelerator, trained=False)
+        loaded = load(model, path, self.parts.accelerator, trained=False)
         loaded.policy.requires_grad_(False).eval()
-        engine = self.engines.engine_for(loaded)
+        engine = self.parts.engines.engine_for(loaded)
         engine.update_weights(loaded.policy, 0)
         return EngineAnswers(
             name=name,
@@ -135,11 +127,11 @@ class AnswersRun:
             engine=engine,
             renderers={mode: self._renderer(model, loaded, mode) for mode in (True, False, None)},
             decode=loaded.decode,
-            autocast=lambda: self.accelerator.autocast(),
+            autocast=lambda: self.parts.accelerator.autocast(),
         )
 
     def _renderer(self, model: ModelSection, loaded: Loaded, thinking: bool | None) -> Renderer:
         longest = self.stage.max_length
-        if self.recipe.engine.kind == "vllm":
-            longest = min(longest, self.recipe.engine.max_model_len - self.stage.max_new_tokens)
+        if self.parts.recipe.engine.kind == "vllm":
+            longest = min(longest, self.parts.recipe.engine.max_model_len - self.stage.max_new_tokens)
         return make_renderer(model.model_copy(update={"thinking": thinking}), loaded, longest)

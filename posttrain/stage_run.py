@@ -6,29 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from rich.console import Console
 from rich.table import Table
 
 from posttrain.build import StageBuilder, make_evaluation, resumable
 from posttrain.checkpoints import save_weights, seed_everything
-from posttrain.config import ModelSection, Recipe, TrainingStage
+from posttrain.config import ModelSection, TrainingStage
 from posttrain.evaluation import Evaluation
 from posttrain.loaded import Loaded, load
 from posttrain.model.parts import PartCount
 from posttrain.records import Trajectory
 from posttrain.report import TrajectoryRecorder
-from posttrain.rewards import RewardTable
-from posttrain.rollout.engine_room import EngineRoom
+from posttrain.run_parts import RunParts
 from posttrain.runs import StageFolder, read_json, write_json
-from posttrain.teachers.room import TeacherRoom
 
 
 @dataclass(kw_only=True)
 class StageRun:
     """A stage with all that its run wants."""
 
-    recipe: Recipe
+    parts: RunParts
     name: str
     stage: TrainingStage
     """Its data resolved to paths."""
@@ -36,41 +32,36 @@ class StageRun:
     model: ModelSection
     start: Path | str
     fingerprint: str
-    rewards: RewardTable | None
-    engines: EngineRoom
-    teachers: TeacherRoom
-    accelerator: Accelerator
-    console: Console
 
     def result(self, measured_before: dict[str, float] | None) -> dict[str, Any]:
         """Runs what is left of the stage. measured_before: what its origin was measured with, where it was."""
         if self.folder.result.is_file():
-            self.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
+            self.parts.console.print(f"[bold]{self.name}[/bold] is finished: not run again")
             return read_json(self.folder.result)
         started = time.perf_counter()
         checkpoint = resumable(self.folder, self.fingerprint)
-        seed_everything(self.recipe.seed)
-        loaded = load(self.model, checkpoint.model if checkpoint else self.start, self.accelerator)
-        table = self.teachers.table(self.name, self.stage, loaded, self.model)
+        seed_everything(self.parts.recipe.seed)
+        loaded = load(self.model, checkpoint.model if checkpoint else self.start, self.parts.accelerator)
+        table = self.parts.teachers.table(self.name, self.stage, loaded, self.model)
         builder = StageBuilder(
             recipe_model=self.model,
             stage=self.stage,
-            seed=self.recipe.seed,
+            seed=self.parts.recipe.seed,
             loaded=loaded,
             start=self.start,
-            engines=self.engines,
-            rewards=self.rewards,
-            accelerator=self.accelerator,
+            engines=self.parts.engines,
+            rewards=self.parts.rewards,
+            accelerator=self.parts.accelerator,
             folder=self.folder,
             fingerprint=self.fingerprint,
             title=self.name,
             teachers=table,
         )
-        parts = builder.freeze()
-        self.console.rule(f"[bold]{self.name}[/bold]  {self.stage.algorithm}, {builder.steps} steps")
-        self.console.print(parts_table(parts))
+        counts = builder.freeze()
+        self.parts.console.rule(f"[bold]{self.name}[/bold]  {self.stage.algorithm}, {builder.steps} steps")
+        self.parts.console.print(parts_table(counts))
         if checkpoint is not None:
-            self.console.print(f"resuming before step {checkpoint.step} from {short(checkpoint.path)}")
+            self.parts.console.print(f"resuming before step {checkpoint.step} from {short(checkpoint.path)}")
         evaluation = self._evaluation(loaded)
         known = read_json(self.folder.before) if checkpoint and self.folder.before.is_file() else measured_before
         before = self._before(evaluation, loaded, known)
@@ -85,7 +76,7 @@ class StageRun:
             model=loaded.policy.model,  # pyright: ignore[reportArgumentType]
             wrapped=trainer.wrapped,
             processor=loaded.processor,
-            accelerator=self.accelerator,
+            accelerator=self.parts.accelerator,
         )
         after, shown = evaluation.measure(loaded.policy, version=trainer.step) if evaluation else ({}, [])
         self._record(trainer.step, shown)
@@ -98,18 +89,26 @@ class StageRun:
             "after": after,
             "fingerprint": self.fingerprint,
         }
-        if self.accelerator.is_main_process:
+        if self.parts.accelerator.is_main_process:
             write_json(self.folder.result, result)
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.free_memory()
+        self.parts.accelerator.wait_for_everyone()
+        self.parts.accelerator.free_memory()
         return result
 
     def _evaluation(self, loaded: Loaded) -> Evaluation | None:
-        section = self.recipe.evaluation
+        section = self.parts.recipe.evaluation
         if section is None:
             return None
-        return make_evaluation(section, self.recipe, self.model, loaded, self.engines, self.rewards, self.accelerator)
+        return make_evaluation(
+            section,
+            self.parts.recipe,
+            self.model,
+            loaded,
+            self.parts.engines,
+            self.parts.rewards,
+            self.parts.accelerator,
+        )
 
     def _before(
         self, evaluation: Evaluation | None, loaded: Loaded, known: dict[str, float] | None
@@ -118,12 +117,12 @@ class StageRun:
         if evaluation is None:
             return {}
         measured = known or evaluation.measure(loaded.policy)[0]
-        if self.accelerator.is_main_process:
+        if self.parts.accelerator.is_main_process:
             write_json(self.folder.before, measured)
         return measured
 
     def _record(self, step: int, shown: list[Trajectory]) -> None:
-        if self.stage.record_trajectories and self.accelerator.is_main_process:
+        if self.stage.record_trajectories and self.parts.accelerator.is_main_process:
             TrajectoryRecorder(self.folder.path, 2 * self.stage.record_trajectories).record(step, shown)
 
 

@@ -459,6 +459,15 @@ def test_rows_that_json_cannot_say_are_named_before_the_teacher_is_asked(run, to
     assert not teacher.calls
 
 
+def test_a_reward_that_returns_no_scores_ends_the_stage_with_its_name(run, tools, tmp_path):
+    def lazy(completions, **columns):
+        return "well done"
+
+    with pytest.raises(ConfigError, match="reward function 'lazy' must return a list of numbers, got 'well done'"):
+        run(tmp_path, rewards=tools.make_table({"default": lazy}), min_reward=0.5)
+    assert content_of(tmp_path) == {}
+
+
 def test_tasks_without_rewards_are_refused_where_a_reward_is_required_and_kept_where_none_is(run, tools, tmp_path):
     rewards, teacher = tools.make_table({"other": tools.by_answer}), tools.ScriptedTeacher()
     with pytest.raises(DataError, match=r"rows\[0\] is of task 'sums', which has no rewards to reach min_reward with"):
