@@ -1,10 +1,8 @@
 """Plain functions as rewards, in the style that TRL's trainers take."""
 
-import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -96,6 +94,8 @@ class FunctionReward(BatchReward):
 
 def _awaited(values: Awaitable[Any]) -> Any:
     """What it comes to, in a thread of its own: this one may be running an event loop."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     async def wait() -> Any:
         return await values

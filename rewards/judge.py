@@ -1,18 +1,20 @@
 """A judge: asked for a verdict until it gives one, with what it said before remembered and what it costs counted."""
 
-import asyncio
 import os
 import secrets
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .judge_cache import VerdictCache
 from .judge_client import JudgeClient, JudgeCounts, JudgeError
 from .judge_prompts import JudgeQuestion
 from .judge_server import JudgeServer
 from .judge_verdicts import NoVerdictError
+
+if TYPE_CHECKING:
+    import asyncio  # here and in its functions: at the top it would take a sixth of the time to import the rewards
 
 _WARMER = 0.3
 """A judge that gave no verdict is asked again at a temperature higher by this."""
@@ -23,7 +25,7 @@ Verdict = Mapping[str, Any]
 
 @dataclass(slots=True)
 class _Shared:
-    task: asyncio.Task[Verdict]
+    task: "asyncio.Task[Verdict]"
     waiting: int = 0
 
 
@@ -57,6 +59,8 @@ class Judge:
 
     async def _shared(self, key: str, ask: Callable[[], Coroutine[Any, Any, Verdict]]) -> Verdict:
         """What `ask` gives, begun once for all who want the same; it ends early where they have all been cancelled."""
+        import asyncio
+
         shared = self._under_way.get(key)
         if shared is None:
             shared = self._under_way[key] = _Shared(asyncio.create_task(ask()))

@@ -1,13 +1,11 @@
 """Chat completions over HTTP: a deadline for every try, capped retries, a budget, and patience that ends."""
 
-import asyncio
 import itertools
 import json
 import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
 from .judge_server import JudgeServer
@@ -71,6 +69,8 @@ class JudgeClient:
     """
 
     def __init__(self, server: JudgeServer, counts: JudgeCounts) -> None:
+        import asyncio
+
         self._server, self._counts = server, counts
         self._slots = asyncio.Semaphore(server.concurrency)
         self._probing = asyncio.Lock()
@@ -116,6 +116,8 @@ class JudgeClient:
 
     async def _patiently(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """The answer's JSON. A pause between tries keeps its slot: a judge in trouble is not asked more."""
+        import asyncio
+
         async with self._slots:
             async with self._probing:
                 if self._next_probe is not None:
@@ -140,6 +142,8 @@ class JudgeClient:
             raise JudgeError(f"{self._who} {failure}; down for {self._silence_s():.0f} s") from None
 
     async def _try(self, method: str, path: str, body: Mapping[str, Any] | None, attempt: int) -> Any:
+        import asyncio
+
         import httpx
 
         http = self._connection()
@@ -245,6 +249,8 @@ def _retry_after_s(header: str) -> float:
         wait_s = float(header)
     except ValueError:
         try:
+            from email.utils import parsedate_to_datetime
+
             wait_s = parsedate_to_datetime(header).timestamp() - time.time()
         except (ValueError, TypeError):
             return 0.0

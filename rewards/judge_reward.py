@@ -1,6 +1,5 @@
 """What the judge rewards share: a batch is prepared, asked all at once, and a failure is unscored with its reason."""
 
-import asyncio
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +56,8 @@ class JudgeReward(BatchReward):
         self, completions: Sequence[Completion], references: Sequence[Mapping[str, Any]]
     ) -> list[Score]:
         """`score_batch` without blocking the caller's event loop."""
+        import asyncio
+
         return await asyncio.to_thread(self.score_batch, completions, references)
 
     def _prepared(self, completion: Completion, reference: Mapping[str, Any]) -> list[JudgeQuestion] | Score:
@@ -67,12 +68,16 @@ class JudgeReward(BatchReward):
             return Score.unscored(f"bad reference: {error}")
 
     async def _score_all(self, prepared: Sequence[list[JudgeQuestion] | Score]) -> list[Score]:
+        import asyncio
+
         judge = self.judge
         return await asyncio.gather(*(self._score(judge, questions) for questions in prepared))
 
     async def _score(self, judge: Judge, questions: list[JudgeQuestion] | Score) -> Score:
         if isinstance(questions, Score):
             return questions
+        import asyncio
+
         try:
             return self.score_of(await asyncio.gather(*(judge.ask(question) for question in questions)))
         except JudgeError as error:

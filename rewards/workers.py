@@ -4,7 +4,6 @@ Not `multiprocessing`: its children import the main script again, which imports 
 Not `signal.alarm`: it works on the main thread alone, and cannot stop a computation inside C.
 """
 
-import asyncio
 import atexit
 import os
 import queue
@@ -90,6 +89,8 @@ class WorkerPool:
 
     async def run_async(self, function: str, *arguments: Any, deadline_s: float) -> Any:
         """`run` without blocking the event loop."""
+        import asyncio
+
         return await asyncio.wrap_future(self.submit(function, *arguments, deadline_s=deadline_s))
 
     def run_many(self, function: str, jobs: Sequence[Sequence[Any]], *, deadline_s: float) -> list[Any | WorkerError]:

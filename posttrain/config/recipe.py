@@ -38,6 +38,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _stages_stand_on_earlier_ones(self) -> "Recipe":
+        for place, data in enumerate(self.evaluation.data if self.evaluation else ()):
+            if data.stage is not None:
+                raise ValueError(f"evaluation.data.{place}.stage: what a stage keeps is for training; name a path")
         models: list[str] = []
         answers: list[str] = []
         for name, stage in self.stages.items():

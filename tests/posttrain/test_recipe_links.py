@@ -104,6 +104,11 @@ def test_what_cannot_be_is_said_in_a_sentence(stages: Any, teachers: Any, senten
     assert sentence in str(raised.value)
 
 
+def test_held_out_rows_are_not_what_a_stage_keeps() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.data.0.stage: what a stage keeps is for training"):
+        recipe({"d": {"algorithm": "sft"}}, evaluation={"data": [{"stage": "answers"}]})
+
+
 def test_an_rl_stage_may_have_a_teacher_beside_its_rewards_and_asks_none_unless_told() -> None:
     silent = recipe({"rl": {"algorithm": "sapo"}})
     assert silent.stages["rl"].distill_coefficient == 0.0
