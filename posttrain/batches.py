@@ -56,18 +56,22 @@ class SupervisedBatches:
         renderer: Renderer,
         *,
         batch_size: int,
+        steps: int | None = None,
         annotate: Annotate | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        """steps: after which nothing more is made ahead."""
         self._mixture, self._renderer, self._annotate = mixture, renderer, annotate
+        self._steps = steps
         self._batch_size, self._rank, self._world = batch_size, rank, world
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
         self._ahead: tuple[int, Future[_Rendered]] | None = None
 
     def batch(self, step: int) -> StepBatch:
         ready = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self._prepare(step)
-        self._ahead = (step + 1, self._thread.submit(self._prepare, step + 1))
+        if self._steps is None or step + 1 < self._steps:
+            self._ahead = (step + 1, self._thread.submit(self._prepare, step + 1))
         if self._annotate is not None and not self._annotate.overlaps:
             ready = _annotated(ready, self._annotate)
         return StepBatch(mini_batches=[[s for s in ready.sequences if s is not None]], metrics=ready.metrics)

@@ -250,6 +250,7 @@ class StageBuilder:
                 self.sources,
                 renderer,
                 batch_size=stage.batch_size,
+                steps=self.steps,
                 annotate=self.teachers,
                 rank=rank,
                 world=world,
@@ -368,7 +369,7 @@ def _rollout_settings(stage: PolicyStage | OnPolicyDistillStage, seed: int) -> R
         zero_signal="keep" if taught_alone else stage.zero_signal,
         resample_limit=0 if taught_alone else stage.resample_limit,
         seed=seed,
-        without_score=stage.distill_coefficient > 0,
+        without_score=taught_alone or stage.distill_coefficient > 0 or stage.teacher_advantage > 0,
         teacher_advantage=0.0 if taught_alone else stage.teacher_advantage,
     )
 

@@ -63,7 +63,7 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
         routes = routes_of(name, stage, recipe.teachers)
         asked = {task: _teacher_settings(recipe.teachers[teacher], found) for task, teacher in routes.items()}
         read = {data.stage: found[data.stage] for data in stage.data if data.stage is not None}
-        begun: Mapping[str, Any] = {}
+        begun: Mapping[str, Any] = {"model": recipe.model.model_dump(mode="json")} if name not in origin else {}
         if name in origin:
             parent = origin[name].parent
             begun = {"from": found[parent] if parent else origin[name].model.model_dump(mode="json")}

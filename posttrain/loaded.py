@@ -59,7 +59,14 @@ def make_accelerator(model: ModelSection, trackers: Sequence[str], folder: Path)
         ) from error
 
 
-def load(section: ModelSection, path: Path | str, accelerator: Accelerator, *, trained: bool = True) -> Loaded:
+def load(
+    section: ModelSection,
+    path: Path | str,
+    accelerator: Accelerator,
+    *,
+    trained: bool = True,
+    device: torch.device | str | None = None,
+) -> Loaded:
     """The model at `path` with the section's adapters, ready to train or only to be asked.
 
     Weights that are trained in full are kept in float32 and computed in the section's dtype by autocast; under adapters
@@ -70,7 +77,7 @@ def load(section: ModelSection, path: Path | str, accelerator: Accelerator, *, t
         model = load_model(
             path,
             dtype=dtype,
-            device=accelerator.device,
+            device=accelerator.device if device is None else device,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
             is_trainable=True,

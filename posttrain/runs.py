@@ -86,6 +86,11 @@ class StageFolder:
         return self.path / "result.json"
 
     @property
+    def teachers(self) -> Path:
+        """Whose scores the stage trains on, by the teacher's name."""
+        return self.path / "teachers.json"
+
+    @property
     def before(self) -> Path:
         """The measurements before training, kept for a resumed run."""
         return self.path / "before.json"

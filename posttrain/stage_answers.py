@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftModel
+
 from posttrain.answers import AnswerSource, CollectSettings, EngineAnswers, collect
 from posttrain.build import make_mixture, make_renderer
 from posttrain.config import AnswersStage, ModelSection, TeacherSection, routes_of
@@ -66,6 +68,7 @@ class AnswersRun:
             world=self.parts.accelerator.num_processes,
             wait=self.parts.accelerator.wait_for_everyone,
         )
+        self.parts.engines.close()  # its memory is the next stage's
         result = {
             "name": self.name,
             "algorithm": stage.algorithm,
@@ -117,10 +120,13 @@ class AnswersRun:
             min_pixels=self.parts.recipe.model.min_pixels,
             max_pixels=self.parts.recipe.model.max_pixels,
         )  # pyright: ignore[reportCallIssue]
-        loaded = load(model, path, self.parts.accelerator, trained=False)
+        # vLLM reads the checkpoint itself: a copy of ours beside it would take the GPU's memory twice.
+        by_vllm = self.parts.recipe.engine.kind == "vllm"
+        loaded = load(model, path, self.parts.accelerator, trained=False, device="cpu" if by_vllm else section.device)
         loaded.policy.requires_grad_(False).eval()
-        engine = self.parts.engines.engine_for(loaded)
-        engine.update_weights(loaded.policy, 0)
+        engine = self.parts.engines.engine_for(loaded, dtype=model.dtype)
+        if not by_vllm or isinstance(loaded.policy.model, PeftModel):
+            engine.update_weights(loaded.policy, 0)
         return EngineAnswers(
             name=name,
             identity=checkpoint_identity(path, revision=section.revision),

@@ -18,6 +18,7 @@ from posttrain.records import Trajectory
 from posttrain.report import TrajectoryRecorder
 from posttrain.run_parts import RunParts
 from posttrain.runs import StageFolder, read_json, write_json
+from posttrain.teachers.room import same_teachers
 
 
 @dataclass(kw_only=True)
@@ -43,6 +44,8 @@ class StageRun:
         seed_everything(self.parts.recipe.seed)
         loaded = load(self.model, checkpoint.model if checkpoint else self.start, self.parts.accelerator)
         table = self.parts.teachers.table(self.name, self.stage, loaded, self.model)
+        if table is not None:
+            same_teachers(self.folder, table, resumed=checkpoint is not None)
         builder = StageBuilder(
             recipe_model=self.model,
             stage=self.stage,

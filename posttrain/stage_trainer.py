@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
@@ -30,7 +30,7 @@ from posttrain.rollout.engine import Engine
 from posttrain.rollout.engine_room import EngineRoom
 from posttrain.runs import RunFolder, write_json
 from posttrain.teachers.given import TeacherSpec, described, given_teachers
-from posttrain.teachers.room import TeacherRoom
+from posttrain.teachers.room import TeacherRoom, same_teachers
 from posttrain.trainer import Trainer
 
 Rows = DataSource | Sequence[Mapping[str, Any]] | str | Path
@@ -127,6 +127,13 @@ class StageTrainer(Generic[Arguments]):
         by_task = {task: task for task in given} if len(given) > 1 else None
         self._teachers = TeacherRoom(given, self.accelerator, routes=by_task)
         self._teacher_table = self._teachers.table(self.name, self.args, self.loaded, self._section)
+        if given and self._teacher_table is None:
+            raise ConfigError(
+                f"{type(self).__name__} got a teacher, and {type(self.args).__name__} asks none: set "
+                "distill_coefficient or teacher_advantage, or leave the teacher out"
+            )
+        if self._teacher_table is not None:
+            same_teachers(self._stage_folder, self._teacher_table, resumed=checkpoint is not None)
         builder = StageBuilder(
             recipe_model=self._section,
             stage=self.args,
@@ -216,7 +223,7 @@ class _GivenEngine(EngineRoom):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def engine_for(self, loaded: Loaded) -> Engine:
+    def engine_for(self, loaded: Loaded, *, dtype: Literal["float32", "bfloat16"] | None = None) -> Engine:
         return self._engine
 
     def close(self) -> None:

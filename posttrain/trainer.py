@@ -5,7 +5,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,16 +118,17 @@ class Trainer:
     def train_step(self) -> Mapping[str, float]:
         """One batch and its updates; writes and returns the step's metrics."""
         started = time.perf_counter()
-        batch = self._batch()
+        with self._saving_what_was_trained():
+            batch = self.batches.batch(self.step)
         made = time.perf_counter()
         self.policy.train()
         merged: dict[str, Average] = dict(batch.metrics)
         histograms: dict[str, Tensor] = {}
         count = len(batch.mini_batches)
         for place, sequences in enumerate(batch.mini_batches):
-            update = self._update(
-                sequences, progress=(self.step + place / count) / self.settings.steps, histograms=histograms
-            )
+            progress = (self.step + place / count) / self.settings.steps
+            with self._saving_what_was_trained() if place == 0 else nullcontext():
+                update = self._update(sequences, progress=progress, histograms=histograms)
             for name, value in update.items():
                 merged[name] = merged[name].merge(value) if name in merged else value
         self.policy.features.clear()
@@ -139,10 +140,11 @@ class Trainer:
         self._write(row, histograms, batch)
         return row
 
-    def _batch(self) -> StepBatch:
-        """The step's batch. Where it cannot be made (a server is down, a row is bad) all that was trained is saved."""
+    @contextmanager
+    def _saving_what_was_trained(self) -> Iterator[None]:
+        """Where a step cannot begin (a server is down, a row is bad), the steps before it are saved."""
         try:
-            return self.batches.batch(self.step)
+            yield
         except PosttrainError:
             if self.step and self.accelerator.num_processes == 1:  # other ranks would wait for this one in vain
                 self.save()

@@ -125,6 +125,8 @@ class DistillationTrainer(StageTrainer[DistillationConfig]):
     ) -> None:
         """teacher: a checkpoint, a model in memory, {"server": address, "served_model": name}, {"student": True} for
         the student without its adapters, or a `Teacher`; or {task: one of these}."""
+        if teacher is None:
+            raise ConfigError("DistillationTrainer needs a teacher: a checkpoint, a server, or {'student': True}")
         super().__init__(model, train_dataset, args, teacher=teacher, **options)  # pyright: ignore[reportArgumentType]
 
 

@@ -1,6 +1,6 @@
 """What a recipe may say: every key, its type, its default, and the sentence that `posttrain` shows for it."""
 
-from posttrain.config.recipe import Recipe, is_taught, routes_of
+from posttrain.config.recipe import Recipe, check_teaching, is_taught, routes_of
 from posttrain.config.sections import (
     DataSection,
     EngineSection,
@@ -50,6 +50,7 @@ __all__ = [
     "TaskSection",
     "TeacherSection",
     "TrainingStage",
+    "check_teaching",
     "is_taught",
     "routes_of",
 ]

@@ -14,7 +14,16 @@ from posttrain.config.sections import (
     TaskSection,
     TeacherSection,
 )
-from posttrain.config.stages import AnswersStage, OffPolicyDistillStage, OnPolicyDistillStage, SFTStage, Stage
+from posttrain.config.stages import (
+    AnswersStage,
+    GRPOStage,
+    GSPOStage,
+    OffPolicyDistillStage,
+    OnPolicyDistillStage,
+    SAPOStage,
+    SFTStage,
+    Stage,
+)
 
 
 class Recipe(Section):
@@ -54,8 +63,12 @@ class Recipe(Section):
                 section = self.teachers[teacher]
                 if section.stage is not None:
                     _known(f"teachers.{teacher}.stage", section.stage, models, f"stage before '{name}' that trains")
-                _check_teaching(f"stages.{name}", stage, teacher, section)
+                check_teaching(f"stages.{name}", stage, teacher, section)
             if isinstance(stage, AnswersStage):
+                if stage.min_reward is not None and not self.rewards:
+                    raise ValueError(
+                        f"stages.{name}.min_reward needs rewards: add a 'rewards' section, or leave it out"
+                    )
                 answers.append(name)
                 continue
             if stage.start is not None:
@@ -80,7 +93,13 @@ def routes_of(name: str, stage: Stage, teachers: Mapping[str, object]) -> dict[s
 
     Raises ValueError where it is not said which of several teachers is meant.
     """
-    if isinstance(stage, SFTStage) or not is_taught(stage):
+    if isinstance(stage, SFTStage):
+        return {}
+    if not is_taught(stage):
+        if stage.teachers:
+            raise ValueError(
+                f"stages.{name}.teachers: no teacher is asked while distill_coefficient and teacher_advantage are 0"
+            )
         return {}
     if stage.teachers:
         return dict(stage.teachers)
@@ -90,14 +109,18 @@ def routes_of(name: str, stage: Stage, teachers: Mapping[str, object]) -> dict[s
     return {"default": next(iter(teachers))}
 
 
-def _check_teaching(where: str, stage: Stage, teacher: str, section: TeacherSection) -> None:
-    """What this kind of teacher can be asked by this stage."""
+def check_teaching(where: str, stage: Stage, teacher: str, section: TeacherSection) -> None:
+    """Raises ValueError where this kind of teacher cannot be asked what this stage asks."""
     if isinstance(stage, (SFTStage, AnswersStage)):
         if section.student:
             raise ValueError(
                 f"{where}: teacher '{teacher}' is the student itself, which cannot answer in its own stead"
             )
         return
+    if isinstance(stage, SAPOStage | GRPOStage | GSPOStage) and stage.teacher_advantage and stage.temperature != 1.0:
+        raise ValueError(
+            f"{where}: teacher_advantage compares log-probabilities at temperature 1: set temperature to 1"
+        )
     ahead = section.server is not None or (section.cache is not None and isinstance(stage, OffPolicyDistillStage))
     if not ahead or not stage.distill_coefficient:
         return

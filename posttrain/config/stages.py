@@ -79,6 +79,12 @@ class _TaughtStage(_TrainingStage):
         default="teacher", description="With top_k: whose likeliest tokens; the student's want a local teacher."
     )
 
+    @model_validator(mode="after")
+    def _support_of_something(self) -> "_TaughtStage":
+        if self.support == "student" and self.top_k is None:
+            raise ValueError("support: student chooses the tokens of top_k; set top_k, such as 64")
+        return self
+
 
 class SFTStage(_TrainingStage):
     algorithm: Literal["sft"] = "sft"
@@ -161,6 +167,12 @@ class OffPolicyDistillStage(_TaughtStage):
     reduction: Literal["token_mean", "sequence_mean"] = Field(
         default="token_mean", description="What counts alike: every trained token, or every sequence."
     )
+
+    @model_validator(mode="after")
+    def _likelihood_at_one(self) -> "OffPolicyDistillStage":
+        if self.sft_coefficient and self.temperature != 1.0:
+            raise ValueError("sft_coefficient counts likelihoods at temperature 1: set temperature to 1, or this to 0")
+        return self
 
 
 class OnPolicyDistillStage(_TaughtStage):

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 from peft import PeftModel
@@ -21,7 +22,8 @@ class EngineRoom:
         self._vllm: Engine | None = None
         self._shape = ""
 
-    def engine_for(self, loaded: Loaded) -> Engine:
+    def engine_for(self, loaded: Loaded, *, dtype: Literal["float32", "bfloat16"] | None = None) -> Engine:
+        """dtype: what vLLM computes in, where it is not the recipe's."""
         section = self._section
         if section.kind == "transformers":
             if is_sharded(self._accelerator):
@@ -47,7 +49,7 @@ class EngineRoom:
                 _base_folder(loaded),
                 loaded.facts,
                 loaded.processor if loaded.facts.has_vision else None,  # pyright: ignore[reportArgumentType]
-                dtype=self._model.dtype,
+                dtype=dtype or self._model.dtype,
                 max_model_len=section.max_model_len,
                 max_images=section.max_images,
                 max_num_seqs=section.max_num_seqs,

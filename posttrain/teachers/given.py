@@ -1,6 +1,7 @@
 """Teachers as Python callers give them: a path, a model in memory, a section's keys, or a `Teacher` of their own."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ def given_teachers(teacher: "TeacherSpec | Mapping[str, TeacherSpec] | None") ->
     if teacher is None:
         return {}
     if isinstance(teacher, Mapping) and not _KEYS & set(teacher):
+        for task in teacher:
+            if near := get_close_matches(task, _KEYS, n=1, cutoff=0.75):
+                raise ConfigError(f"teacher: '{task}' is not a key; did you mean '{near[0]}'?")
         return {task: _given(spec) for task, spec in teacher.items()}
     return {"teacher": _given(teacher)}
 
@@ -40,6 +44,8 @@ def _given(spec: Any) -> GivenTeacher:
         spec = {"path": str(spec)}
     if not isinstance(spec, Mapping):
         return spec
+    if spec.get("stage") is not None:
+        raise ConfigError("teacher: 'stage' names a stage of a recipe; give the folder of its model as 'path'")
     try:
         return TeacherSection(**spec)
     except ValidationError as error:

@@ -150,7 +150,7 @@ class StudentTeacher(DenseTeacher):
 
     @contextmanager
     def _asked(self) -> Iterator[PackedPolicy]:
-        with self._policy.without_adapters():  # under the caller's autocast: at the start both agree to the bit
+        with self._policy.without_adapters():
             yield self._policy
 
 

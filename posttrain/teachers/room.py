@@ -2,25 +2,35 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from posttrain.config import ModelSection, OffPolicyDistillStage, SFTStage, TeacherSection, TrainingStage, routes_of
-from posttrain.errors import ConfigError
-from posttrain.loaded import Loaded
+from posttrain.config import (
+    ModelSection,
+    OffPolicyDistillStage,
+    SFTStage,
+    TeacherSection,
+    TrainingStage,
+    check_teaching,
+    routes_of,
+)
+from posttrain.errors import ConfigError, TeacherError
+from posttrain.loaded import Loaded, tokenizer_of
 from posttrain.model import Budget, PackedPolicy, facts_of
 from posttrain.model.attention import Kernel
+from posttrain.model.loading import load_processor
+from posttrain.runs import StageFolder, read_json, write_json
 from posttrain.teachers.cache import CachedTeacher
 from posttrain.teachers.given import GivenTeacher
 from posttrain.teachers.identity import checkpoint_identity
 from posttrain.teachers.local import LocalTeacher, StudentTeacher
 from posttrain.teachers.table import TeacherTable
 from posttrain.teachers.teacher import Teacher
-from posttrain.teachers.tokenizers import tokenizer_identity
+from posttrain.teachers.tokenizers import check_tokenizers, tokenizer_identity
 
 if TYPE_CHECKING:
     from posttrain.teachers.server import ServerTeacher
@@ -60,12 +70,26 @@ class TeacherRoom:
             routes = self._routes
         if not routes:
             return None
+        self._check(name, stage, routes)
         keeps = isinstance(stage, OffPolicyDistillStage)
         teachers = {
             key: self._teacher(key, loaded, model, top_k=stage.top_k if keeps else None)
             for key in dict.fromkeys(routes.values())
         }
-        return TeacherTable(teachers, routes, top_k=stage.top_k)
+        return TeacherTable(teachers, routes, top_k=stage.top_k, vocab_size=loaded.facts.vocab_size)
+
+    def _check(self, name: str, stage: TrainingStage, routes: Mapping[str, str]) -> None:
+        """What a recipe has checked already, for Python callers."""
+        for task, teacher in routes.items():
+            if teacher not in self._given:
+                raise ConfigError(f"task '{task}' is given to teacher '{teacher}'; there are: {', '.join(self._given)}")
+            section = self._given[teacher]
+            if not isinstance(section, TeacherSection):
+                continue
+            try:
+                check_teaching(name, stage, teacher, section)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
 
     def path_of(self, name: str) -> str:
         """The checkpoint of a local teacher."""
@@ -119,6 +143,8 @@ class TeacherRoom:
             "tokenizer": key[1],
             "min_pixels": model.min_pixels,
             "max_pixels": model.max_pixels,
+            "dtype": None if section.server else section.dtype or model.dtype,
+            "vocab_size": loaded.facts.vocab_size,
         }
         return CachedTeacher(teacher, Path(section.cache), top_k=top_k, settings=settings)
 
@@ -133,7 +159,7 @@ class TeacherRoom:
             student=loaded.processor,
             student_facts=loaded.facts,
             budget=Budget(tokens=section.tokens_per_microbatch),
-            device=section.device or self._accelerator.device,
+            device=_device(name, section.device) or self._accelerator.device,
             dtype=getattr(torch, section.dtype or model.dtype),
             kernel=None if model.attention == "auto" else Kernel(model.attention),
             revision=section.revision,
@@ -141,9 +167,23 @@ class TeacherRoom:
         )
 
     def _in_memory(self, name: str, teacher: PreTrainedModel | PeftModel, loaded: Loaded) -> Teacher:
-        """A model that a Python caller has loaded: it is taken to read the student's tokens and images."""
-        inner = teacher.get_base_model() if isinstance(teacher, PeftModel) else teacher
-        facts = facts_of(inner.config, loaded.tokenizer)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        """A model that a Python caller has loaded. Raises for one that is the student, or reads other tokens."""
+        inner: Any = teacher.get_base_model() if isinstance(teacher, PeftModel) else teacher
+        trained = {id(parameter) for parameter in loaded.policy.parameters()}
+        if any(id(parameter) in trained for parameter in teacher.parameters()):
+            raise ConfigError(
+                "teacher and student are the same model in memory; load a second one, or give "
+                "teacher={'student': True} with a peft_config: the student without its adapters"
+            )
+        if Path(inner.name_or_path).is_dir():
+            check_tokenizers(loaded.tokenizer, tokenizer_of(load_processor(inner.name_or_path)), name=name)
+        rows = inner.config.get_text_config().vocab_size
+        if rows < len(loaded.tokenizer):
+            raise TeacherError(
+                f"teacher '{name}' knows {rows} tokens, the student's tokenizer has {len(loaded.tokenizer)}; choose a "
+                "teacher with the student's tokenizer"
+            )
+        facts = facts_of(inner.config, loaded.tokenizer)
         return LocalTeacher(
             name,
             PackedPolicy(teacher, facts),
@@ -151,6 +191,33 @@ class TeacherRoom:
             budget=Budget(tokens=8192),
             vocab_size=loaded.facts.vocab_size,
         )
+
+
+def same_teachers(folder: StageFolder, table: TeacherTable, *, resumed: bool) -> None:
+    """Keeps whose scores a stage trains on; raises TeacherError where a resumed one is to go on with another's."""
+    now = table.identities
+    if resumed and folder.teachers.is_file():
+        then = read_json(folder.teachers)
+        if changed := [name for name in now if then.get(name) != now[name]]:
+            raise TeacherError(
+                f"teacher '{changed[0]}' is not the one that this stage began with ({then.get(changed[0])}, now "
+                f"{now[changed[0]]}); bring it back to resume, choose another output_dir, or add --restart"
+            )
+    write_json(folder.teachers, now)
+
+
+def _device(name: str, device: str | None) -> torch.device | None:
+    """Raises ConfigError for a device that this machine has not."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"teachers.{name}.device: '{device}' cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
+    return found
 
 
 def _base_identity(loaded: Loaded) -> str:

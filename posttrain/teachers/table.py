@@ -35,8 +35,10 @@ class TeacherTable:
         *,
         top_k: int | None,
         use_scores: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
-        """routes: task -> name of a teacher; the only one there is serves every task.
+        """routes: task -> name of a teacher; left empty, the only teacher there is serves every task.
+        vocab_size: rows of the student's head; no teacher may score a token beyond them.
 
         top_k: of scores that are asked ahead, which servers and caches always are. use_scores: ask local teachers ahead
         too, so that they need not be in memory while the student trains.
@@ -55,6 +57,7 @@ class TeacherTable:
             raise ConfigError("scores that are asked ahead are a teacher's likeliest tokens: set top_k, such as 64")
         self.teachers = dict(teachers)
         self._routes, self._top_k, self._use_scores = dict(routes), top_k, use_scores
+        self._vocab_size = vocab_size
         self._names = list(teachers)
 
     @property
@@ -131,6 +134,11 @@ class TeacherTable:
                 found[place] = answer
         return found
 
+    @property
+    def identities(self) -> dict[str, str]:
+        """Whose scores these are, by the teacher's name."""
+        return {name: teacher.identity for name, teacher in self.teachers.items()}
+
     def flush(self) -> None:
         """Writes scores that are only in memory yet, for a checkpoint."""
         for teacher in self.teachers.values():
@@ -149,7 +157,7 @@ class TeacherTable:
             raise failures[0]
 
     def _name_for(self, task: str) -> str:
-        if len(self._names) == 1:
+        if not self._routes and len(self._names) == 1:
             return self._names[0]
         name = self._routes.get(task) or self._routes.get(DEFAULT_TASK)
         if name is None:
@@ -164,7 +172,14 @@ class TeacherTable:
             raise ConfigError(
                 f"teacher '{name}' gives its likeliest tokens, not whole distributions: set top_k, such as 64"
             )
-        return self.teachers[name].top_scores(sequences, self._top_k)
+        found = self.teachers[name].top_scores(sequences, self._top_k)
+        most = max((int(scores.token_ids_NK.max(initial=0)) for scores in found), default=0)
+        if self._vocab_size is not None and most >= self._vocab_size:
+            raise TeacherError(
+                f"teacher '{name}' scores token {most}, the student's head has {self._vocab_size} rows; choose a "
+                "teacher with the student's tokenizer"
+            )
+        return found
 
 
 def _asked(teacher: Teacher) -> Teacher:

@@ -209,6 +209,8 @@ def test_the_teachers_word_on_sampled_tokens_is_an_advantage(
     run_recipe(recipe)
     (made,) = seen
     (sequences,) = made.mini_batches
+    assert len(sequences) == 8
+    assert metrics(tmp_path, "rl")[0]["empty_updates"] == 0
     from posttrain.model import Budget, PackedPolicy, facts_of
     from posttrain.model.loading import load_model, load_processor
 
