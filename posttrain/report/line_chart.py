@@ -155,7 +155,10 @@ def _smoothed(points: Sequence[Point], low: float, high: float) -> list[Point]:
         near = slice(start, start + width)
         x, y = xs[near] - xs[near].mean(), ys[near]
         slope = float(x @ y) / float(x @ x)
-        curve.append((points[index][0], float(y.mean()) + slope * float(xs[index] - xs[near].mean())))
+        fitted = float(y.mean()) + slope * float(xs[index] - xs[near].mean())
+        curve.append(
+            (points[index][0], min(max(fitted, float(y.min())), float(y.max())))
+        )  # seconds never turn negative
     return curve
 
 

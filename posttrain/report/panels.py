@@ -26,6 +26,7 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
         (
             ("Completion length (tokens)", ("length/*",)),
             ("Entropy (nats)", ("entropy", "entropy/*")),
+            ("Divergence from the teacher (nats)", ("divergence", "teacher/reverse_kl*")),
             ("KL divergence (nats)", ("kl", "kl/*", "kl_reference")),
         ),
     ),

@@ -384,3 +384,77 @@ def test_a_teacher_that_goes_down_stops_the_run_which_goes_on_from_that_very_ste
     assert len(saved) == 1
     resumed = run("cut", well=True)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+ROWS = [{"messages": [{"role": "user", "content": "2 + 3"}, {"role": "assistant", "content": "5"}]}] * 4
+
+
+def python_trainer(model: Any, teacher: Any, folder: Path, **keys: Any) -> Any:
+    from posttrain import DistillationTrainer, OffPolicyDistillationConfig
+
+    options = {key: keys.pop(key) for key in ("processing_class", "peft_config") if key in keys}
+    plain = {"steps": 2, "batch_size": 2, "record_trajectories": 0, "checkpoint_every": 1, "output_dir": str(folder)}
+    args = OffPolicyDistillationConfig(**{**plain, **keys})
+    return DistillationTrainer(model, teacher, ROWS, args, model_section={"dtype": "float32"}, **options)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "sentence"),
+    [
+        (None, "DistillationTrainer needs a teacher"),
+        ({"servr": "http://x:1"}, "'servr' is not a key; did you mean 'server'?"),
+        ({"stage": "sft"}, "give the folder of its model as 'path'"),
+        ({"path": "PATH", "cache": "scores"}, "set top_k, such as 64"),
+        ({"path": "PATH", "device": "gpu1"}, "teachers.teacher.device: 'gpu1' cannot be used here"),
+    ],
+)
+def test_a_teacher_that_cannot_be_asked_is_one_sentence_in_python(
+    teacher: Any, sentence: str, tiny_vl: Path, teacher_vl: Path, tmp_path: Path
+) -> None:
+    if isinstance(teacher, dict) and "path" in teacher:
+        teacher = {**teacher, "path": str(teacher_vl)}
+    with pytest.raises(ConfigError) as raised:
+        python_trainer(str(tiny_vl), teacher, tmp_path)
+    assert sentence in str(raised.value)
+
+
+def test_a_model_is_not_its_own_teacher_in_memory(tiny_vl: Path, tmp_path: Path) -> None:
+    from posttrain.model.loading import load_model, load_processor
+
+    model = load_model(tiny_vl, dtype=torch.float32)
+    with pytest.raises(ConfigError, match="the same model in memory"):
+        python_trainer(model, model, tmp_path, processing_class=load_processor(tiny_vl))
+
+
+def test_a_teacher_that_nobody_asks_is_refused(tiny_vl: Path, teacher_vl: Path, tmp_path: Path) -> None:
+    from posttrain import SFTConfig, SFTTrainer
+
+    args = SFTConfig(steps=1, output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="SFTTrainer got a teacher, and SFTConfig asks none"):
+        SFTTrainer(str(tiny_vl), ROWS, args, teacher=str(teacher_vl), model_section={"dtype": "float32"})
+
+
+def test_a_stage_does_not_go_on_with_another_teacher(
+    make_recipe: Callable[..., Any], tools: Any, teacher_vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is the same, the weights in it are not: what a server could do too."""
+    import shutil
+
+    folder = tmp_path / "teacher"
+    shutil.copytree(teacher_vl, folder)
+    stages, teachers = {"distill": on_policy(steps=3)}, {"strong": {"path": str(folder)}}
+    batch = RolloutBatches.batch
+
+    def dying(self: Any, step: int) -> Any:
+        if step == 2:
+            raise tools.MachineDied
+        return batch(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutBatches, "batch", dying)
+        with pytest.raises(tools.MachineDied):
+            run_recipe(make_recipe(tmp_path / "run", stages, teachers=teachers))
+    shutil.rmtree(folder)
+    build_tiny(Family.QWEN3_VL, folder, corpus=corpus(600), size=WIDER, seed=8)
+    with pytest.raises(RuntimeError, match="teacher 'strong' is not the one that this stage began with"):
+        run_recipe(make_recipe(tmp_path / "run", stages, teachers=teachers))

@@ -116,3 +116,19 @@ def test_an_rl_stage_may_have_a_teacher_beside_its_rewards_and_asks_none_unless_
     assert taught.stages["rl"].beta == 1.0
     with pytest.raises(ConfigError, match=r"stages.rl asks a teacher"):
         recipe({"rl": {"algorithm": "sapo", "teacher_advantage": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        ({"algorithm": "sapo", "teacher_advantage": 1.0, "temperature": 0.5}, "compares"),
+        ({"algorithm": "sapo", "teachers": {"default": "strong"}}, "no teacher is asked while distill_coefficient"),
+        ({**OFF, "sft_coefficient": 0.1, "temperature": 2.0}, "sft_coefficient counts likelihoods at temperature 1"),
+        ({**ON, "support": "student"}, "support: student chooses the tokens of top_k; set top_k"),
+        ({**ANSWERS, "min_reward": 1.0}, "min_reward needs rewards: add a 'rewards' section"),
+    ],
+)
+def test_keys_that_would_do_nothing_or_something_else_are_refused(stage: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        recipe({"d": stage}, {"strong": LOCAL})
+    assert sentence in str(raised.value)
