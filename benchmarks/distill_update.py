@@ -172,9 +172,11 @@ class Bench:
 
 
 def main() -> None:
-    options = arguments(str(__doc__).splitlines()[0]).parse_args()
+    parser = arguments(str(__doc__).splitlines()[0])
+    parser.add_argument("--headline", action="store_true", help="only the two cells that the figures are made of")
+    options = parser.parse_args()
     settle(options)
-    grid = (DISTINCT, GROUPED) if options.quick else GRID
+    grid = (DISTINCT, GROUPED) if options.quick or options.headline else GRID
     cells: dict[Cell, Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
         for vocabulary in dict.fromkeys(cell.vocabulary for cell in grid):
