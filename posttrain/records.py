@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from posttrain.model import ImagePatches
-from posttrain.rewards import Score
+from posttrain.rewards import Score, ToolCall
 
 Message = Mapping[str, Any]
 """One chat turn: {"role": "system" | "user" | "assistant" | "tool", "content": str or a list of parts}.
@@ -43,6 +43,25 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of the policy in an episode, and what the environment answered."""
+
+    start: int
+    """Its first token in the trajectory."""
+    end: int
+    """The token after its last, the end-of-turn token included where it was said."""
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    """Tool calls that the environment ran or refused."""
+    observation: tuple[Message, ...] = ()
+    """Turns that the policy read next; empty where the episode ended here."""
+    images: tuple[Image.Image, ...] = ()
+    """The observation's, resized as the policy saw them."""
+    seconds: float = 0.0
+    """Wall-clock seconds that the environment took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """One finished episode, token-exact: nothing the policy said is ever tokenised again."""
 
@@ -60,6 +79,13 @@ class Trajectory:
     """What the policy said, decoded."""
     status: Status = Status.FINISHED
     error: str = ""
+    """Why it has no score, or which limit cut it short."""
+    turns: tuple[Turn, ...] = ()
+    """Of an episode with an environment, in order; empty where the task has none."""
+    opening: tuple[Message, ...] = ()
+    """What the environment showed first, where it was not the example's own messages."""
+    opening_images: tuple[Image.Image, ...] = ()
+    """Its images, resized as the policy saw them."""
     weights_version: int = 0
     """How many updates the behaviour policy had seen."""
     score: Score | None = None

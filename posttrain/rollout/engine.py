@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -46,6 +46,53 @@ class Sample:
     """[T] float32, nats, of the sampled tokens under the distribution they were drawn from."""
     stop: Literal["end", "length"]
     weights_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One sample that has ended, and which request it answers."""
+
+    key: int
+    """The request's, as it was added."""
+    index: int
+    """Which of the request's `n` samples: 0 .. n - 1."""
+    sample: Sample
+
+
+class Stream(Protocol):
+    """Requests that are answered while others join them. Used by one thread."""
+
+    def add(self, key: int, request: Request, *, max_new_tokens: int, seed: int) -> None:
+        """Takes a request in; its samples depend on it, the seed and the weights, not on what else is in the stream
+        (up to rounding). The sampling's own `max_new_tokens` and `seed` are not read.
+
+        Raises EngineError for a prompt that the engine cannot take.
+        """
+        ...
+
+    def poll(self, timeout_s: float) -> list[Answer]:
+        """Goes on sampling for a little (a token or several for every sample), and returns the samples that ended.
+
+        An engine somewhere else is waited for `timeout_s` seconds at most. Empty where none has ended yet, or where
+        nothing is asked. Raises EngineError when the engine has died: no request is ever waited for in vain.
+        """
+        ...
+
+    @property
+    def num_running(self) -> int:
+        """Samples that are still to be returned."""
+        ...
+
+    def close(self) -> None:
+        """Drops what is still running."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that takes requests while it answers others; every engine of the library does."""
+
+    def stream(self, sampling: Sampling) -> Stream: ...
 
 
 class Engine(Protocol):
