@@ -10,10 +10,11 @@ from accelerate.utils import gather_object
 
 from posttrain.data import DataSource, Renderer, TooLong
 from posttrain.model import Budget, PackedPolicy
-from posttrain.records import Example, Trajectory
-from posttrain.rewards import RewardTable
-from posttrain.rollout.batches import ask, score
-from posttrain.rollout.engine import Engine, Sampling
+from posttrain.records import Example, Status, Trajectory
+from posttrain.rewards import RewardTable, Score
+from posttrain.rollout.engine import Sampling
+from posttrain.rollout.rolling import Rollouts
+from posttrain.rollout.scoring import score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class Evaluation:
 
     sources: Mapping[str, DataSource]
     renderer: Renderer
-    engine: Engine | None
+    rollouts: Rollouts | None
     """None where nothing is generated: then every task is measured by likelihood."""
     rewards: RewardTable | None
     num_examples: int
@@ -30,7 +31,6 @@ class Evaluation:
     max_new_tokens: int
     batch_size: int
     budget: Budget
-    decode: Callable[[Sequence[int]], str]
     seed: int = 0
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     rank: int = 0
@@ -40,22 +40,22 @@ class Evaluation:
     def measure(self, policy: PackedPolicy, *, version: int = 0) -> tuple[dict[str, float], list[Trajectory]]:
         """({metric: mean}, the answers at the first temperature).
 
-        Metrics are `reward/TASK` (greedy), `reward/TASK @ T=1`, `nll/TASK` in nats; and, where there are any,
-        `dropped_frac/TASK` and `unscored_frac/TASK`.
+        Metrics are `reward/TASK` (greedy), `reward/TASK @ T=1`, `nll/TASK` in nats; of tasks with an environment
+        `calls/TASK`, tool calls an episode; and, where there are any, `dropped_frac/TASK` and `unscored_frac/TASK`.
         """
         sums: dict[str, list[float]] = defaultdict(list)
         shown: list[Trajectory] = []
         was_training = policy.training
         policy.eval()
-        if self.engine is not None:
-            self.engine.update_weights(policy, version)
+        if self.rollouts is not None:
+            self.rollouts.engine.update_weights(policy, version)
         for source in self.sources.values():
             examples = [source[i] for i in range(self.rank, min(self.num_examples, len(source)), self.world)]
             rewarded = [e for e in examples if self._is_rewarded(e)]
             shown += self._answer(rewarded, sums)
             self._likelihood([e for e in examples if not self._is_rewarded(e)], policy, sums)
-        if self.engine is not None:
-            self.engine.rest()
+        if self.rollouts is not None:
+            self.rollouts.engine.rest()
         policy.features.clear()
         policy.train(was_training)
         if self.world > 1:
@@ -68,41 +68,40 @@ class Evaluation:
         return {name: mean for name, mean in means.items() if mean or "_frac/" not in name}, shown
 
     def _is_rewarded(self, example: Example) -> bool:
-        return self.engine is not None and self.rewards is not None and self.rewards.serves(example.task)
+        return self.rollouts is not None and self.rewards is not None and self.rewards.serves(example.task)
 
     def _answer(self, examples: Sequence[Example], sums: dict[str, list[float]]) -> list[Trajectory]:
-        assert (self.engine is not None and self.rewards is not None) or not examples
-        prompts = []
-        for example in examples:
-            try:
-                prompts.append((example, self.renderer.render_prompt(example)))
-                sums[f"dropped_frac/{example.task}"].append(0.0)
-            except TooLong:
-                sums[f"dropped_frac/{example.task}"].append(1.0)
+        """One trajectory of each example at each temperature; those at the first one are returned."""
         shown: list[Trajectory] = []
         for temperature in self.temperatures:
-            for first in range(0, len(prompts), self.batch_size):
-                assert self.engine is not None and self.rewards is not None
-                sampling = Sampling(
-                    max_new_tokens=self.max_new_tokens, temperature=temperature, seed=self.seed + 1 + first
-                )
-                trajectories = ask(
-                    prompts[first : first + self.batch_size],
-                    self.engine,
-                    sampling,
-                    group_size=1,
-                    decode=self.decode,
-                    autocast=self.autocast,
-                )
-                for trajectory, verdict in zip(trajectories, score(trajectories, self.rewards), strict=True):
-                    name = f"reward/{trajectory.example.task}" + ("" if temperature == 0 else f" @ T={temperature:g}")
-                    unscored = name.replace("reward/", "unscored_frac/", 1)
-                    sums[unscored].append(float(verdict.value is None))
-                    if verdict.value is not None:
-                        sums[name].append(verdict.value)
+            for first in range(0, len(examples), self.batch_size):
+                assert self.rollouts is not None and self.rewards is not None
+                asked = examples[first : first + self.batch_size]
+                seed = self.seed + 1 + first
+                sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed)
+                rolled = self.rollouts.roll(asked, group_size=1, sampling=sampling)
+                if temperature == self.temperatures[0]:
+                    for example, group in zip(asked, rolled.groups, strict=True):
+                        sums[f"dropped_frac/{example.task}"].append(float(not group))
+                answered = [t for group in rolled.groups for t in group]
+                sound = [t for t in answered if t.status is not Status.ERROR]
+                for trajectory, verdict in zip(sound, score(sound, self.rewards), strict=True):
+                    self._note(trajectory, verdict, temperature, sums)
                     if temperature == self.temperatures[0]:
                         shown.append(replace(trajectory, score=verdict))
+                for broken in answered:
+                    if broken.status is Status.ERROR:
+                        self._note(broken, Score.unscored(broken.error), temperature, sums)
         return shown
+
+    def _note(self, trajectory: Trajectory, verdict: Score, temperature: float, sums: dict[str, list[float]]) -> None:
+        task = trajectory.example.task
+        at = "" if temperature == 0 else f" @ T={temperature:g}"
+        sums[f"unscored_frac/{task}{at}"].append(float(verdict.value is None))
+        if verdict.value is not None:
+            sums[f"reward/{task}{at}"].append(verdict.value)
+        if trajectory.turns:
+            sums[f"calls/{task}{at}"].append(float(sum(len(turn.calls) for turn in trajectory.turns)))
 
     def _likelihood(self, examples: Sequence[Example], policy: PackedPolicy, sums: dict[str, list[float]]) -> None:
         """Mean -log p of the assistant's tokens of each task."""

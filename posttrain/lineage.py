@@ -7,13 +7,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from posttrain.build import HOW_NOT_WHAT, fingerprint, resumable
 from posttrain.config import AnswersStage, ModelSection, Recipe, Stage, TeacherSection, routes_of
 from posttrain.data import corpus
 from posttrain.errors import ConfigError
 from posttrain.model.families import Family
 from posttrain.model.tiny import TinySize, build_tiny
 from posttrain.runs import RunFolder, read_json
+from posttrain.stage_builder import HOW_NOT_WHAT, fingerprint, resumable
 
 ANSWERS_FILE = "answers.jsonl"
 
@@ -56,6 +56,7 @@ def origins(recipe: Recipe) -> dict[str, Origin]:
 def fingerprints(recipe: Recipe) -> dict[str, str]:
     """For each stage a hash of all that made it: its settings and those of what it starts from, reads and asks."""
     rewards = {task: section.model_dump(mode="json") for task, section in recipe.rewards.items()}
+    played = {task: section.model_dump(mode="json") for task, section in recipe.environments.items()}
     origin = origins(recipe)
     found: dict[str, str] = {}
     for name, stage in recipe.stages.items():
@@ -67,7 +68,7 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
         if name in origin:
             parent = origin[name].parent
             begun = {"from": found[parent] if parent else origin[name].model.model_dump(mode="json")}
-        found[name] = fingerprint(recipe.seed, rewards, name, settings, begun, asked, read)
+        found[name] = fingerprint(recipe.seed, rewards, played, name, settings, begun, asked, read)
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from posttrain.build import make_evaluation, make_rewards
+from posttrain.build import make_environments, make_evaluation, make_rewards
 from posttrain.config import AnswersStage, Recipe
 from posttrain.errors import ConfigError
 from posttrain.export import last_model
@@ -68,6 +68,7 @@ def _run(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> RunResu
     parts = RunParts(
         recipe=recipe,
         rewards=rewards,
+        environments=make_environments(recipe.environments),
         engines=EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator),
         teachers=TeacherRoom(recipe.teachers, accelerator, stage_model=lambda name: folder.stage(name).final),
         accelerator=accelerator,
@@ -125,7 +126,10 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> dict[str, float
     engines = EngineRoom(recipe.engine, recipe.model, recipe.seed, accelerator)
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
     try:
-        evaluation = make_evaluation(recipe.evaluation, recipe, recipe.model, loaded, engines, rewards, accelerator)
+        environments = make_environments(recipe.environments)
+        evaluation = make_evaluation(
+            recipe.evaluation, recipe, recipe.model, loaded, engines, rewards, environments, accelerator
+        )
         return evaluation.measure(loaded.policy)[0]
     finally:
         engines.close()

@@ -1,5 +1,6 @@
 """What the stages of a run share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -8,6 +9,7 @@ from rich.console import Console
 from posttrain.config import Recipe
 from posttrain.rewards import RewardTable
 from posttrain.rollout.engine_room import EngineRoom
+from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.teachers.room import TeacherRoom
 
 
@@ -17,6 +19,7 @@ class RunParts:
 
     recipe: Recipe
     rewards: RewardTable | None
+    environments: Mapping[str, TaskEnvironment]
     engines: EngineRoom
     teachers: TeacherRoom
     accelerator: Accelerator

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from posttrain.build import StageBuilder, make_evaluation, resumable
+from posttrain.build import make_evaluation
 from posttrain.checkpoints import save_weights, seed_everything
 from posttrain.config import ModelSection, TrainingStage
 from posttrain.evaluation import Evaluation
@@ -18,6 +18,7 @@ from posttrain.records import Trajectory
 from posttrain.report import TrajectoryRecorder
 from posttrain.run_parts import RunParts
 from posttrain.runs import StageFolder, read_json, write_json
+from posttrain.stage_builder import StageBuilder, resumable
 from posttrain.teachers.room import same_teachers
 
 
@@ -58,6 +59,7 @@ class StageRun:
             folder=self.folder,
             fingerprint=self.fingerprint,
             title=self.name,
+            environments=self.parts.environments,
             teachers=table,
         )
         counts = builder.freeze()
@@ -110,6 +112,7 @@ class StageRun:
             loaded,
             self.parts.engines,
             self.parts.rewards,
+            self.parts.environments,
             self.parts.accelerator,
         )
 

@@ -103,7 +103,7 @@ class CodeReward(BatchReward):
         return ["```python\npass\n```"]
 
     def _score(self, completion: Completion, tests: ProgramTests | FunctionTests) -> Score:
-        program = last_program(completion.text)
+        program = last_program(completion.response)
         if program is None:
             return Score(value=0.0, reason=f"no Python code block of at most {MAX_CODE_CHARS:,} characters")
         num_tests = len(tests.inputs if isinstance(tests, ProgramTests) else tests.sources)

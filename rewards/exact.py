@@ -14,13 +14,17 @@ from .score import BadReferenceError, Completion, Score
 
 _INTRODUCTION = re.compile(
     r"(?:(?:it is |it's |so |therefore,? )?(?:the )?(?:(?:correct|right|best|final) )?"
-    r"(?:option|choice|answer)(?: is)?:?\s+|故?(?:答案|选项|選項|选|選)[是为為:]*\s*)(?=[(\[]?[A-Za-z](?![A-Za-z]))",
+    r"(?:option|choice|answer)(?: is)?:?\s+"
+    r"|[我故]?【?(?:答案|(?:正确|正確)?(?:选项|選項)|选择?|選擇?)】?[是为為选選:]*\s*)(?=[(\[【]?[A-Za-z](?![A-Za-z]))",
     re.IGNORECASE,
 )
 _CONFIRMATION = re.compile(
     r"(?<=[A-Za-z).]) is (?:the )?(?:correct|right|best|answer)(?: (?:answer|option|choice|one))?$"
+    r"|(?<=[A-Za-z)\]】])(?:选项|選項)?(?:是?(?:正确|正確|对|對)的?)?$"
 )
-_CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+|$)\s*(.*)", re.DOTALL)
+_REASON = re.compile(r"(?<=[A-Za-z)\]】])\s*,\s*(?:because|since|因为|因為|由于|由於)(?P<said>.*)", re.DOTALL)
+_CHOICE = re.compile(r"[(\[【]?([A-Za-z])(?:[)\]】.:、\n]+|$)\s*(.*)", re.DOTALL)
+_LISTED_OPTION = re.compile(r"^[ \t]*[(\[【]?([A-Z])[)\]】.:、][ \t]*", re.MULTILINE)
 _CONTRADICTION = re.compile(
     r"(?:is|was)(?:n't| not| wrong| incorrect| false)\b|not (?:correct|right)\b|(?:or|and|[,/&])?\s*\(?[a-z][).:]*$"
 )
@@ -65,7 +69,7 @@ class MultipleChoice:
 
     Looked at is the last `<answer>`, `\boxed{...}` or "Answer: ..." line, else a response that is one short line;
     letters are never searched for in the response at large. Several letters are wrong. The reference holds a letter,
-    or with `options` (a list, or a mapping from letters) also an option's text.
+    or with `options` (a list, a mapping from letters, or one text with a line for each) also an option's text.
     """
 
     answer_key: str = "answer"
@@ -92,13 +96,17 @@ class MultipleChoice:
         options = reference.get(self.options_key)
         if options is None:
             return {}
+        if isinstance(options, str):
+            options = _listed(options)
         if isinstance(options, Mapping):
             texts = {str(letter).strip().upper(): str(text) for letter, text in options.items() if text is not None}
         elif isinstance(options, Sequence) and not isinstance(options, str) and len(options) <= 26:
             texts = dict(zip(string.ascii_uppercase, map(str, options), strict=False))
         else:
-            raise BadReferenceError(f"{self.options_key!r} must be a list of at most 26 texts, got {options!r:.80}")
-        return {letter: _normal(re.sub(rf"^\s*\(?{letter}[).:]\s*", "", text)) for letter, text in texts.items()}
+            raise BadReferenceError(
+                f"{self.options_key!r} must be a list of at most 26 texts, or lines like 'A. text', got {options!r:.80}"
+            )
+        return {letter: _normal(_without_letter(text, letter)) for letter, text in texts.items()}
 
     def _right(self, reference: Mapping[str, Any], options: dict[str, str]) -> str:
         answer = reference_text(reference, self.answer_key)
@@ -113,6 +121,9 @@ def _chosen(answer: str, options: dict[str, str]) -> str | None:
     """The letter that an answer names; None where it names none, several, or contradicts itself."""
     plain = unicodedata.normalize("NFKC", _TEXT_COMMAND.sub(r"\1", answer)).strip().strip("*$").strip()
     plain = _CONFIRMATION.sub("", _INTRODUCTION.sub("", plain, count=1).rstrip(".!。"))
+    reason = _REASON.search(plain)
+    if reason is not None and not _ANOTHER_CHOICE.search(reason["said"]):
+        plain = plain[: reason.start()]
     by_text = [letter for letter, text in options.items() if text == _normal(plain)]
     match = _CHOICE.fullmatch(plain)
     if match is None or (options and match[1].upper() not in options):
@@ -125,6 +136,21 @@ def _chosen(answer: str, options: dict[str, str]) -> str | None:
             return letter
         return by_text[0] if len(by_text) == 1 else None  # "C. elegans" may be the text of B
     return None if _ANOTHER_CHOICE.search(said) or _CONTRADICTION.match(said) else letter
+
+
+def _listed(options: str) -> Any:
+    """Options that stand below each other, each behind its letter: `A. red`, `（Ｂ）蓝色`; other texts as they came."""
+    text = unicodedata.normalize("NFKC", options)
+    found = list(_LISTED_OPTION.finditer(text))
+    letters = [match[1] for match in found]
+    if not found or letters != list(string.ascii_uppercase[: len(letters)]):
+        return options
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    return {match[1]: text[match.end() : end] for match, end in zip(found, ends, strict=True)}
+
+
+def _without_letter(text: str, letter: str) -> str:
+    return re.sub(rf"^\s*[(\[【]?{letter}[)\]】.:、]\s*", "", unicodedata.normalize("NFKC", text))
 
 
 def _normal(text: str) -> str:

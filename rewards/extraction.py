@@ -21,7 +21,12 @@ MAX_BARE_CHARS = 100
 
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_ANSWER_LINE = re.compile(r"\banswer\b[*_]{0,3}\s*(?:is\b\s*:?|[:=])", re.IGNORECASE)
+_ANSWER_LINE = re.compile(
+    r"\banswer\b[*_]{0,3}\s*(?:is\b\s*[:：]?|[:：=])"
+    r"|(?:答案|(?:正确|正確)的?(?:选项|選項))[*_]{0,3}\s*(?:应该?|應該?)?(?:(?:选择?|選擇?|是|为|為)\s*[:：]?|[:：=])"
+    r"|(?:故|因此|所以|综上|綜上)[,，]?\s*(?:应该?|應該?|本题|本題)?(?:选择?|選擇?)[:：]?",
+    re.IGNORECASE,
+)
 
 
 def extract_answer(text: str, *, max_chars: int = MAX_ANSWER_CHARS) -> str | None:
@@ -124,7 +129,7 @@ def _marked_answer(spoken: str) -> str | None:
     if "####" in spoken:
         return _first_line(spoken.rpartition("####")[2])
     end = max((match.end() for match in _ANSWER_LINE.finditer(spoken)), default=None)
-    return None if end is None else _first_line(spoken[end:]).strip(" *_").removesuffix(".")
+    return None if end is None else _first_line(spoken[end:]).strip(" *_").removesuffix(".").removesuffix("。")
 
 
 def _first_line(text: str) -> str:

@@ -45,8 +45,8 @@ class FormatReward(BatchReward):
     def score_batch(self, completions: Sequence[Completion], references: Sequence[Mapping[str, Any]]) -> list[Score]:
         layout = _LAYOUTS.get(self.pattern)
         if layout is not None:
-            return [Score(value=float(layout(completion.text))) for completion in completions]
-        jobs = [(self.pattern, completion.text) for completion in completions]
+            return [Score(value=float(layout(completion.response))) for completion in completions]
+        jobs = [(self.pattern, completion.response) for completion in completions]
         outcomes = shared_pool().run_many(f"{__name__}:matches", jobs, deadline_s=self.deadline_s)
         return [
             Score.unscored(f"matching the pattern: {outcome}")

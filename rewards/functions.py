@@ -55,9 +55,8 @@ class FunctionReward(BatchReward):
         columns = sorted({key for reference in references for key in reference})
         offered: dict[str, list[Any]] = {key: [reference.get(key) for reference in references] for key in columns}
         offered["completion_ids"] = [list(completion.token_ids) for completion in completions]
-        prompts, texts = [c.prompt for c in completions], [c.text for c in completions]
-        offered["prompts"] = [self._as_given("user", text) for text in prompts]
-        offered["completions"] = [self._as_given("assistant", text) for text in texts]
+        offered["prompts"] = [self._as_given("user", completion.prompt) for completion in completions]
+        offered["completions"] = [self._turns(completion) for completion in completions]
         offered.setdefault("final_answers", [completion.answer for completion in completions])
         parameters = inspect.signature(self.function).parameters.values()
         for parameter in parameters:
@@ -71,6 +70,12 @@ class FunctionReward(BatchReward):
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return offered
         return {parameter.name: offered[parameter.name] for parameter in parameters if parameter.name in offered}
+
+    def _turns(self, completion: Completion) -> Any:
+        """All turns of an episode, what the environment answered too, else the one that was said."""
+        if self.conversational and completion.turns:
+            return [{"role": turn.role, "content": turn.text} for turn in completion.turns]
+        return self._as_given("assistant", completion.text)
 
     def _as_given(self, role: str, text: str) -> Any:
         return [{"role": role, "content": text}] if self.conversational else text

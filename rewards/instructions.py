@@ -36,7 +36,7 @@ class InstructionReward:
 
     def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score:
         instructions = self._instructions(reference)
-        spoken = strip_thinking(completion.text) or ""
+        spoken = strip_thinking(completion.response) or ""
         if len(spoken) > MAX_RESPONSE_CHARS:
             spoken = ""
         versions = loose_versions(spoken) if self.mode == "loose" else [spoken]

@@ -27,7 +27,7 @@ class JSONValid:
 
     def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score:
         try:
-            value = strict_json(answer_json(completion.text, alone=self.alone))
+            value = strict_json(answer_json(completion.response, alone=self.alone))
         except JSONAnswerError as error:
             return Score(value=0.0, reason=str(error))
         kind = "object" if isinstance(value, dict) else "list"

@@ -64,7 +64,7 @@ class JudgePairwise(JudgeReward):
 
     def ask_about(self, completion: Completion, reference: Mapping[str, Any]) -> list[JudgeQuestion] | Score:
         anchor = quoted(reference_text(reference, self.anchor_key), self.max_response_chars)
-        response = strip_thinking(completion.text)
+        response = strip_thinking(completion.response)
         if response is None:
             return Score(value=0.0, reason="the thought was never closed")
         quote = quoted(response, self.max_response_chars)

@@ -61,13 +61,18 @@ def quoted_turns(turns: list[tuple[str, str]], *, max_turns: int, max_turn_chars
     Only the lines that start without a bar are ours: a turn cannot pretend to be another's.
     """
     lines: list[str] = []
-    head = (max_turns + 1) // 2
-    skipped = max(len(turns) - max_turns, 0)
-    for number, (role, text) in enumerate(turns, 1):
-        if head < number <= head + skipped:
-            if number == head + 1:
-                lines.append(f"({skipped} turns left out)")
-            continue
-        lines.append(f"Turn {number}, {role}:")
-        lines.append(quoted(text, max_turn_chars) or "| (empty)")
+    kept = kept_turns(len(turns), max_turns)
+    for number, (role, text) in enumerate(turns):
+        if number in kept:
+            lines.append(f"Turn {number + 1}, {role}:")
+            lines.append(quoted(text, max_turn_chars) or "| (empty)")
+        elif number - 1 in kept:
+            lines.append(f"({len(turns) - len(kept)} turns left out)")
     return "\n".join(lines)
+
+
+def kept_turns(num_turns: int, max_turns: int) -> frozenset[int]:
+    """Which turns are shown: the first and the last ones, `max_turns` in all."""
+    head = (max_turns + 1) // 2
+    skipped = range(head, head + max(num_turns - max_turns, 0))
+    return frozenset(range(num_turns)) - frozenset(skipped)

@@ -82,7 +82,7 @@ class JudgeRubric(JudgeReward):
         return None
 
     def ask_about(self, completion: Completion, reference: Mapping[str, Any]) -> list[JudgeQuestion] | Score:
-        response = strip_thinking(completion.text)
+        response = strip_thinking(completion.response)
         if response is None:
             return Score(value=0.0, reason="the thought was never closed")
         quote = quoted(response, self.max_response_chars)

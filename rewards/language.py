@@ -43,6 +43,7 @@ class LanguagePenalty:
     """
 
     reads_whole_text: ClassVar[bool] = True
+    full_score: ClassVar[float] = 0.0
     language_key: str = "language"
     """A reference field that may name the language to answer in (ISO 639-1: `en`, `zh`)."""
     answer_key: str = "answer"

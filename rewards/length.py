@@ -18,6 +18,7 @@ class LengthPenalty:
     """
 
     reads_whole_text: ClassVar[bool] = True
+    full_score: ClassVar[float] = 0.0
     max_tokens: int = 20_480
     """From here on the penalty is whole; at most the stage's token limit. DAPO's figure."""
     buffer_tokens: int = 4096

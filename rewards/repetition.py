@@ -25,6 +25,7 @@ class RepetitionPenalty:
     """
 
     reads_whole_text: ClassVar[bool] = True
+    full_score: ClassVar[float] = 0.0
     unit: Literal["tokens", "text"] = "tokens"
     """What n-grams are made of: the policy's tokens, or words, Chinese characters and marks. Where a completion comes
     without tokens, its text is taken."""

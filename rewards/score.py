@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,11 +22,21 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationTurn:
+    """One turn of an episode with an environment, as it was said and shown."""
+
+    role: Literal["assistant", "tool", "user"]
+    text: str
+    num_images: int = 0
+    """Images that it shows; they follow those of earlier turns in `Completion.images`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """What the policy said, and the facts about it that the environment counted."""
 
     text: str
-    """The policy's text, without the end-of-turn token; thoughts included."""
+    """The policy's text, without the end-of-turn token; thoughts included, and all its turns, one after the other."""
     prompt: str = ""
     """Text of the last user turn."""
     truncated: bool = False
@@ -40,9 +50,16 @@ class Completion:
     num_turns: int = 1
     """Turns of the policy, counted by the environment."""
     images: "tuple[Image.Image | str, ...]" = ()
-    """What the policy was shown, as pictures or paths, for judges that can see."""
+    """What the policy was shown, as pictures or paths, for judges that can see: the prompt's, then those of `turns`."""
+    turns: tuple[ConversationTurn, ...] = ()
+    """All that followed the prompt, what the environment answered too; empty where there was no environment."""
     answer: str | None = None
     """The final answer, filled in by the table as the task's extraction finds it; None where there is none."""
+
+    @property
+    def response(self) -> str:
+        """What the policy said last: its last turn, or all of the text where there was no environment."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +97,9 @@ class Score:
 class Reward(Protocol):
     """A verifier: the completion and the example's reference fields in, a score out.
 
-    Registered rewards are frozen dataclasses whose fields are their options. `full_score` is what a perfect answer
-    earns; `perfect_answer` writes that answer from the reference, so that `posttrain check` can prove before training
-    that every row's reference earns its full reward. It raises `BadReferenceError` for a reference it cannot parse.
+    Registered rewards are frozen dataclasses whose fields are their options. `perfect_answer` writes from the reference
+    the answer that earns full marks, 1 unless `full_score` says otherwise, so that `posttrain check` can prove before
+    training that every row's reference earns them. It raises `BadReferenceError` for a reference it cannot parse.
     """
 
     def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score: ...
@@ -100,6 +117,19 @@ class WholeTextReward(Protocol):
     """
 
     reads_whole_text: ClassVar[bool]
+
+
+@runtime_checkable
+class StatesFullScore(Protocol):
+    """A reward whose full marks are not 1, such as a penalty, which gives 0 at best.
+
+    `full_score: ClassVar[float] = 0.0` says so.
+    """
+
+    @property
+    def full_score(self) -> float:
+        """The most that it gives."""
+        ...
 
 
 @runtime_checkable

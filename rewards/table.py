@@ -10,8 +10,10 @@ from .aggregation import Aggregation, clipped, gated_sum, weighted_sum
 from .batching import score_many
 from .corruption import reference_problem, too_generous
 from .extraction import EXTRACTIONS, Extraction, extract, extract_answer
+from .functions import FunctionReward
 from .registry import RewardSpec, make_reward, nearest, reward_name
-from .score import Completion, Reward, Score, WholeTextReward
+from .score import Completion, Reward, Score, StatesFullScore, WholeTextReward
+from .tool_calls import without_calls
 
 DEFAULT_TASK = "default"
 """The entry for tasks that have none of their own."""
@@ -30,8 +32,8 @@ class WeightedReward:
     """0 only logs it."""
     name: str = ""
     """Its name in metrics and the report; by default the registered name, the function's, or the class's."""
-    full_score: float = 1.0
-    """What a perfect answer earns, before the weight; 0 for a pure penalty."""
+    full_score: float | None = None
+    """What a perfect answer earns, before the weight; None takes what the reward says: 0 for a penalty, else 1."""
     gate: bool | float = False
     """Of gate_by_correctness: True opens the gate at the full score, a number from there on."""
 
@@ -42,12 +44,29 @@ class WeightedReward:
             )
         if not self.name:
             object.__setattr__(self, "name", reward_name(self.reward))
+        if self.is_bounded and not isinstance(self.gate, bool) and self.gate > self.full_marks:
+            raise ValueError(
+                f"{self.name!r} gives {self.full_marks:g} at best, so that a gate of {self.gate:g} never opens; set a "
+                "lower number, or true for full marks"
+            )
+
+    @property
+    def full_marks(self) -> float:
+        """`full_score`, or what the reward says of itself."""
+        if self.full_score is not None:
+            return self.full_score
+        return self.reward.full_score if isinstance(self.reward, StatesFullScore) else 1.0
+
+    @property
+    def is_bounded(self) -> bool:
+        """False for a function, which may give anything: its full marks of 1 are a guess."""
+        return not isinstance(self.reward, FunctionReward)
 
     @property
     def opens_at(self) -> float | None:
         """The value from which it opens its gate; None where it is no gate."""
         if isinstance(self.gate, bool):
-            return self.full_score if self.gate else None
+            return self.full_marks if self.gate else None
         return self.gate
 
     @property
@@ -96,8 +115,13 @@ class TaskRewards:
 
     @property
     def full_score(self) -> float:
-        """What a perfect answer earns."""
-        return clipped(sum(weighted.weight * weighted.full_score for weighted in self.rewards), self.clip)
+        """What a perfect answer earns; penalties add nothing to it."""
+        return clipped(sum(weighted.weight * weighted.full_marks for weighted in self.rewards), self.clip)
+
+    @property
+    def is_bounded(self) -> bool:
+        """True where no answer can earn more than `full_score`."""
+        return all(weighted.is_bounded for weighted in self.counted)
 
     @property
     def counted(self) -> tuple[WeightedReward, ...]:
@@ -143,17 +167,20 @@ class TaskRewards:
     def values(self, score: Score) -> list[float] | None:
         """What each reward in `counted` gave, of one of this task's scores; None where it is unscored.
 
-        A reward without a verdict of its own in a scored completion (cut off, or worth `error`) has the value with
-        which the weighted sum is right when all have it.
+        In a completion that has its score from elsewhere (cut off, or worth `error` since a verdict is missing), all
+        have the one value with which the weighted sum is right.
         """
         if score.value is None:
             return None
-        share = score.value / sum(weighted.weight for weighted in self.counted)
-        return [score.parts.get(weighted.name, share) for weighted in self.counted]
+        found = [score.parts.get(weighted.name) for weighted in self.counted]
+        values = [value for value in found if value is not None]
+        if len(values) == len(found):
+            return values
+        return [score.value / sum(weighted.weight for weighted in self.counted)] * len(found)
 
     def check(self, reference: Mapping[str, Any]) -> list[str]:
         """A sentence for each reward that does not give its own perfect answer its full score."""
-        found = (reference_problem(w.reward, w.full_score, reference) for w in self.rewards)
+        found = (reference_problem(w.reward, w.full_marks, reference) for w in self.rewards)
         return [f"{w.name}: {problem}" for w, problem in zip(self.rewards, found, strict=True) if problem]
 
     def check_wrong(self, reference: Mapping[str, Any], others: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -161,17 +188,17 @@ class TaskRewards:
         return [
             f"{weighted.name}: {problem}"
             for weighted in self.rewards
-            for problem in too_generous(weighted.reward, weighted.full_score, reference, others)
+            for problem in too_generous(weighted.reward, weighted.full_marks, reference, others)
         ]
 
     def _read(self, completion: Completion) -> Completion:
-        found = extract_answer(completion.text) if self.answer is None else extract(completion.text, self.answer)
-        return replace(completion, answer=found)
+        said = _said(completion)
+        return replace(completion, answer=extract_answer(said) if self.answer is None else extract(said, self.answer))
 
     def _view(self, completion: Completion) -> Completion:
-        """What a reward of answers reads: all that was said, or where the task says what counts, that alone."""
+        """What a reward of answers reads: what was said (last), or where the task says what counts, that alone."""
         if self.answer is None:
-            return completion
+            return replace(completion, text=_said(completion)) if completion.turns else completion
         answer = completion.answer or ""
         is_plain = answer and "<answer>" not in answer and "</answer>" not in answer
         return replace(completion, text=f"<answer>{answer}</answer>" if is_plain else answer)
@@ -215,6 +242,14 @@ class TaskRewards:
                 raise ValueError(f"clip must be (low, high) with low below high, got {self.clip}")
             if self.aggregation == "normalise_then_sum":
                 raise ValueError("normalise_then_sum compares rewards one by one: there is no sum to clip")
+            if self.is_bounded and low >= sum(w.weight * w.full_marks for w in self.counted):
+                raise ValueError(f"clip {self.clip} gives every answer the same score: none earns more than {low:g}")
+
+
+def _said(completion: Completion) -> str:
+    """Where the answer is looked for: of an episode in its last turn, for what the policy said before it had not seen
+    all, and not in tool calls, whose arguments look like answers."""
+    return without_calls(completion.response) if completion.turns else completion.text
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .extraction import strip_thinking
 from .json_text import JSONAnswerError, strict_json
 from .references import reference_field
 from .score import BadReferenceError
@@ -78,6 +79,12 @@ def written_calls(text: str) -> list[CallText]:
     if opened is not None:
         calls.append(CallText(text[opened:], closed=False))
     return calls
+
+
+def without_calls(text: str) -> str:
+    """What was said beside thoughts and tool calls; all of it where a thought was never closed."""
+    spoken = strip_thinking(text)
+    return text if spoken is None else re.sub(r"(?s)<tool_call>.*?(?:</tool_call>|\Z)", "", spoken)
 
 
 def call_problem(call: CallText, tools: Mapping[str, ToolSpec] | None) -> str | None:

@@ -14,7 +14,7 @@ from posttrain.errors import ConfigError, DataError, TeacherError
 from posttrain.records import Example
 from posttrain.rewards import BadRewardError, Completion, RewardTable, Score
 from posttrain.rewards.table import DEFAULT_TASK
-from posttrain.rollout.batches import last_user_text
+from posttrain.rollout.scoring import last_user_text
 from posttrain.teachers.answer import Answer
 
 _WAYS = {True: "on", False: "off", None: "template"}
@@ -111,7 +111,8 @@ class Asking:
     def _scores(self, prompts: Sequence[_Prompt], answers: Sequence[Sequence[Answer]]) -> list[list[Score | None]]:
         """Scores of the answers that are sound; nobody scores the others.
 
-        Raises ConfigError, naming the reward, where one returns what is no score.
+        Raises ConfigError, naming the reward, where one returns what is no score, and DataError where none of the
+        answers that are to be chosen from has one because a reward fails: such a batch is asked again.
         """
         scores: list[list[Score | None]] = [[None] * len(said) for said in answers]
         if self.rewards is None:
@@ -130,13 +131,25 @@ class Asking:
             found = self.rewards.score_batch(items)
         except BadRewardError as error:
             raise ConfigError(str(error)) from error
+        if self._chooses and found and all(score.error and score.value is None for score in found):
+            raise DataError(
+                f"none of the {len(found)} answers of this batch has a score, because a reward fails: "
+                f"{found[0].reason}; put it right"
+            )
         for (i, j), score in zip(places, found, strict=True):
             scores[i][j] = score
         return scores
 
+    @property
+    def _chooses(self) -> bool:
+        """True where scores decide what is kept."""
+        return self.settings.min_reward is not None or self.settings.keep_per_prompt is not None
+
     def _completion(self, example: Example, answer: Answer) -> Completion:
         token_ids = tuple(self.encode(answer.text)) if self.encode is not None else ()
-        return Completion(text=answer.text, prompt=last_user_text(example), token_ids=token_ids)
+        return Completion(
+            text=answer.text, prompt=last_user_text(example), token_ids=token_ids, images=tuple(example.images)
+        )
 
     def _rows(
         self, prompt: _Prompt, said: Sequence[Answer], scores: Sequence[Score | None], fates: Sequence[Fate]

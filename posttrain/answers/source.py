@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from posttrain.data import RenderedPrompt, Renderer, TooLong
 from posttrain.errors import ConfigError
 from posttrain.records import Example, Status, Trajectory
-from posttrain.rollout.batches import ask
+from posttrain.rollout.asking import ask
 from posttrain.rollout.engine import Engine, Sampling
 from posttrain.teachers.answer import Answer
 

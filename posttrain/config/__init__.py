@@ -4,6 +4,7 @@ from posttrain.config.recipe import Recipe, check_teaching, is_taught, routes_of
 from posttrain.config.sections import (
     DataSection,
     EngineSection,
+    EnvironmentSection,
     EvaluationSection,
     LoraSection,
     ModelSection,
@@ -32,6 +33,7 @@ __all__ = [
     "DataSection",
     "DistillStage",
     "EngineSection",
+    "EnvironmentSection",
     "EvaluationSection",
     "GRPOStage",
     "GSPOStage",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from posttrain.config.sections import (
     EngineSection,
+    EnvironmentSection,
     EvaluationSection,
     ModelSection,
     Section,
@@ -36,6 +37,10 @@ class Recipe(Section):
     model: ModelSection
     rewards: dict[str, TaskSection] = Field(
         default={}, description="Task: its rewards; 'default' serves tasks without an entry."
+    )
+    environments: dict[str, EnvironmentSection] = Field(
+        default={},
+        description="Task: what it is played in, with tools and several turns; tasks without an entry are one turn.",
     )
     teachers: dict[str, TeacherSection] = Field(default={}, description="Name: a teacher that stages may ask.")
     engine: EngineSection = EngineSection()  # pyright: ignore[reportCallIssue]

@@ -160,6 +160,18 @@ class TaskSection(Section):
     )
 
 
+class EnvironmentSection(Section):
+    name: str = Field(description="Registered environment, or module:Class of your own.")
+    options: dict[str, Any] = Field(default={}, description="The environment's options.")
+    max_turns: int = Field(
+        default=6, ge=1, description="Turns of the policy; an episode that still calls tools in the last is truncated."
+    )
+    max_images: int = Field(default=8, ge=0, description="Images that tools may show in an episode.")
+    timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds of one answer of the environment; later, the episode has no score."
+    )
+
+
 class TeacherSection(Section):
     path: str | None = Field(default=None, description="Checkpoint folder or hub name of a local teacher.")
     stage: str | None = Field(default=None, description="Instead of a path: the model that an earlier stage made.")

@@ -12,8 +12,9 @@ does not: then each turn has a sequence of its own, in the context in which it w
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from posttrain.data.images import CutImage, ImageCutter
+from posttrain.data.marks import check_text
 from posttrain.errors import CheckpointError, DataError
 from posttrain.model import ImagePatches, TokenSequence
 from posttrain.model.families import ModelFacts
@@ -75,6 +77,7 @@ class Renderer:
         )
         self._options = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self._turn_ends = tuple(self._tokenizer.convert_ids_to_tokens(list(facts.eos_token_ids)))
+        self._lock = Lock()  # observations are rendered on the threads of their environments
         self._cutter = (
             ImageCutter(self._processor.image_processor, min_pixels=min_pixels, max_pixels=max_pixels)
             if facts.has_vision
@@ -100,6 +103,36 @@ class Renderer:
             token_ids=ids,
             images=tuple(image.patches for image in shown),
             pictures=tuple(image.picture for image in shown),
+        )
+
+    def render_observation(
+        self, messages: Sequence[Message], images: Sequence[Image.Image], example: Example
+    ) -> RenderedPrompt:
+        """The tokens between a finished turn of the policy and its next one: what it is shown, and the invitation to
+        go on. They follow its own end-of-turn token; what it said before is never rendered again.
+
+        images: in the order of the image parts. Raises DataError where the template does not show them as given, or
+        where a text holds special tokens, which would forge turns.
+        """
+        for message in messages:
+            for text in _texts(message):
+                check_text(text, f"{example.id}: an observation")
+        asked = ({"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}, *messages)
+        whole = self._template(asked, replace(example, reference=_told(example)), generation_prompt=True)
+        after = whole.rpartition(_SAID)[2].lstrip("\n")
+        end = next((end for end in self._turn_ends if after.startswith(end)), None)
+        if end is None:
+            raise CheckpointError(
+                f"the chat template goes on with {after[:20]!r} after a turn, but turns end at "
+                f"{' or '.join(self._turn_ends)}: episodes of several turns cannot be rendered"
+            )
+        cut = self._cut_all(images, example, _num_images(messages))
+        with self._lock:
+            ids = self._encode(after.removeprefix(end))
+        return RenderedPrompt(
+            token_ids=self._expand(ids, cut, example),
+            images=tuple(image.patches for image in cut),
+            pictures=tuple(image.picture for image in cut),
         )
 
     def render_training(self, example: Example) -> list[TokenSequence]:
@@ -204,14 +237,14 @@ class Renderer:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _cut_images(self, example: Example) -> list[CutImage]:
-        num_parts = _num_images(example.messages)
-        if num_parts != len(example.images):
-            raise DataError(f"{example.id}: {num_parts} image parts but {len(example.images)} images")
-        if example.images and self._cutter is None:
-            raise DataError(
-                f"{example.id}: has {len(example.images)} images, but {self.facts.anatomy.title} reads text only"
-            )
-        return [self._cutter.cut(image, example.id) for image in example.images] if self._cutter else []
+        return self._cut_all(example.images, example, _num_images(example.messages))
+
+    def _cut_all(self, images: Sequence[Image.Image], example: Example, num_parts: int) -> list[CutImage]:
+        if num_parts != len(images):
+            raise DataError(f"{example.id}: {num_parts} image parts but {len(images)} images")
+        if images and self._cutter is None:
+            raise DataError(f"{example.id}: has {len(images)} images, but {self.facts.anatomy.title} reads text only")
+        return [self._cutter.cut(image, example.id) for image in images] if self._cutter else []
 
     def _expand(self, ids: Sequence[int], cut: Sequence[CutImage], example: Example) -> np.ndarray:
         expanded = np.array(ids, dtype=np.int64)
@@ -260,6 +293,20 @@ def shared_prefix(sequences: Sequence[TokenSequence], image_token_id: int | None
         while length and first[length - 1] == image_token_id:
             length -= 1
     return length
+
+
+_SAID = "What the policy said"
+"""Stands for a turn of the policy where only what follows it is wanted."""
+
+
+def _told(example: Example) -> dict[str, Any]:
+    """What the row tells its template, without the tools: they are shown once, in the opening."""
+    return {key: value for key, value in example.reference.items() if key == "chat_template_kwargs"}
+
+
+def _texts(message: Message) -> list[str]:
+    content = message["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
 
 
 def _num_images(messages: Sequence[Message]) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -63,6 +63,7 @@ class Done:
     """Calls of the last turn, where it made any."""
 
 
+@runtime_checkable
 class Environment(Protocol):
     """One episode with one example; made anew for every trajectory, used once.
 
@@ -80,4 +81,13 @@ class Environment(Protocol):
 
     def close(self) -> Awaitable[None] | None:
         """Called once, also after a failure."""
+        ...
+
+
+@runtime_checkable
+class ScoringEnvironment(Protocol):
+    """An environment that also knows how well the episode went, as simulators and games do."""
+
+    def score(self) -> float | Awaitable[float | None] | None:
+        """Called once, after the last turn and before `close`; None means no verdict."""
         ...

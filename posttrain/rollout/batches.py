@@ -1,34 +1,33 @@
 """An RL step: ask the policy, score what it said, compare within groups, and hand out the sequences to train on."""
 
 import logging
-import math
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 
 from posttrain.algorithms import AdvantageKind, Average, distillation_advantages, distillation_metrics
 from posttrain.batches import Annotate, StepBatch
-from posttrain.data import Mixture, RenderedPrompt, Renderer, TooLong
+from posttrain.data import Mixture
 from posttrain.errors import DataError
 from posttrain.model import Budget, PackedPolicy, TokenSequence
 from posttrain.objectives import ADVANTAGES, OLD_LOGPROBS, REFERENCE_LOGPROBS, ROLLOUT_LOGPROBS
 from posttrain.records import Example, Group, Status, Trajectory
 from posttrain.rewards import RewardTable, Score, judge_metrics, shared_pool
-from posttrain.rollout.engine import Engine, Request, Sample, Sampling
+from posttrain.rollout.clock import Clock
+from posttrain.rollout.engine import Sampling
+from posttrain.rollout.reward_line import RewardLine
+from posttrain.rollout.rolling import Rollouts
+from posttrain.rollout.rollout_metrics import rollout_metrics
 from posttrain.rollout.scoring import (
     advantages_of,
-    completion_of,
     deviations,
     is_scored,
     is_thin,
     judged_since,
-    last_user_text,
     over_batch,
     score,
     stop_if_all_failed,
@@ -73,31 +72,28 @@ class RolloutBatches:
         self,
         *,
         mixture: Mixture,
-        renderer: Renderer,
-        engine: Engine,
+        rollouts: Rollouts,
         rewards: RewardTable | None,
         policy: PackedPolicy,
         budget: Budget,
         settings: RolloutSettings,
-        decode: Callable[[Sequence[int]], str],
         reference_logprobs: ReferenceLogprobs | None = None,
         teacher_logprobs: TeacherLogprobs | None = None,
         annotate: Annotate | None = None,
         rank: int = 0,
         world: int = 1,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._mixture, self._renderer, self._engine, self._rewards = mixture, renderer, engine, rewards
-        self._policy, self._budget, self._settings, self._decode = policy, budget, settings, decode
+        self._mixture, self._rollouts, self._rewards = mixture, rollouts, rewards
+        self._policy, self._budget, self._settings = policy, budget, settings
         self._reference_logprobs, self._teacher_logprobs = reference_logprobs, teacher_logprobs
         self._annotate = annotate
-        self._rank, self._world, self._autocast = rank, world, autocast
+        self._rank, self._world = rank, world
 
     def batch(self, step: int) -> StepBatch:
         settings = self._settings
-        clock = _Clock()
+        clock = Clock()
         self._policy.eval()  # log-probabilities without dropout, whatever mode the step before left
-        self._engine.update_weights(self._policy, step)
+        self._rollouts.engine.update_weights(self._policy, step)
         clock.lap("time/weights_s")
         kept: list[Group] = []
         seen: list[Group] = []
@@ -117,9 +113,10 @@ class RolloutBatches:
             asked += len(examples)
             seen += groups
             kept += [g for g in groups if self._is_kept(g)]
-        self._engine.rest()
+        self._rollouts.engine.rest()
+        _stop_if_no_episode_ran(seen)
         scales = deviations(seen, self._rewards, world=self._world)
-        metrics = _metrics(seen, scored=self._rewards is not None)
+        metrics = rollout_metrics(seen, scored=self._rewards is not None)
         if self._rewards is not None:
             stop_if_all_failed([t for group in seen for t in group.trajectories])
             kept, seen = ([over_batch(g, self._rewards, scales) for g in groups] for groups in (kept, seen))
@@ -140,50 +137,48 @@ class RolloutBatches:
             trajectories=[t for group in seen for t in group.trajectories],
         )
 
-    def _roll(self, examples: Sequence[Example], *, seed: int, clock: "_Clock") -> list[Group]:
+    def _roll(self, examples: Sequence[Example], *, seed: int, clock: Clock) -> list[Group]:
         """Groups of scored trajectories with their advantages; prompts that are too long are left out, and named.
 
         Raises DataError for an example of a task that has no rewards.
         """
-        prompts: list[tuple[Example, RenderedPrompt]] = []
         for example in examples:
             if self._rewards is not None and not self._rewards.serves(example.task):
                 raise DataError(
                     f"{example.id} is of task '{example.task}', which has no rewards; rewards are given for: "
                     f"{', '.join(self._rewards.tasks)}"
                 )
-            try:
-                prompts.append((example, self._renderer.render_prompt(example)))
-            except TooLong as error:
-                _log.warning("dropped: %s", error)
-        clock.lap("time/render_s")
-        trajectories = ask(
-            prompts,
-            self._engine,
-            Sampling(max_new_tokens=self._settings.max_new_tokens, temperature=self._settings.temperature, seed=seed),
-            group_size=self._settings.group_size,
-            decode=self._decode,
-            autocast=self._autocast,
-        )
-        clock.lap("time/rollout_s")
-        scores = score(trajectories, self._rewards) if self._rewards else [_NO_REWARD] * len(trajectories)
+        settings, rewards = self._settings, self._rewards
+        sampling = Sampling(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, seed=seed)
+        line = RewardLine(partial(score, rewards=rewards)) if rewards else None
+        finished = line.add if line else lambda place, group: None
+        try:
+            rolled = self._rollouts.roll(examples, group_size=settings.group_size, sampling=sampling, finished=finished)
+        except BaseException:
+            if line is not None:
+                line.close()
+            raise
+        for error in rolled.too_long:
+            _log.warning("dropped: %s", error)
+        clock.lap("time/rollout_s", but={"time/environment_s": rolled.environment_s})
+        clock.note("time/environment_busy_s", rolled.environment_busy_s)
+        scores = line.scores() if line else {}
         clock.lap("time/reward_s")
-        groups = []
-        for place in range(0, len(trajectories), self._settings.group_size):
-            members = trajectories[place : place + self._settings.group_size]
-            verdicts = scores[place : place + self._settings.group_size]
-            example = members[0].example
-            rules = self._rewards.rewards_for(example.task) if self._rewards else None
-            advantages = advantages_of(verdicts, rules, self._settings.advantage)
-            groups.append(
-                Group(
-                    example=example,
-                    trajectories=[
-                        replace(t, score=s, advantage=a) for t, s, a in zip(members, verdicts, advantages, strict=True)
-                    ],
-                )
-            )
-        return groups
+        clock.note("time/reward_busy_s", line.busy_s if line else 0.0)
+        return [self._group(group, scores.get(place)) for place, group in enumerate(rolled.groups) if group]
+
+    def _group(self, members: Sequence[Trajectory], scores: Sequence[Score] | None) -> Group:
+        """Its trajectories with their scores, and their advantages over each other."""
+        example = members[0].example
+        verdicts = scores or [_NO_REWARD] * len(members)
+        rules = self._rewards.rewards_for(example.task) if self._rewards else None
+        advantages = advantages_of(verdicts, rules, self._settings.advantage)
+        return Group(
+            example=example,
+            trajectories=[
+                replace(t, score=s, advantage=a) for t, s, a in zip(members, verdicts, advantages, strict=True)
+            ],
+        )
 
     def _sequence(self, trajectory: Trajectory) -> TokenSequence:
         n = len(trajectory.token_ids)
@@ -218,7 +213,7 @@ class RolloutBatches:
                 metrics = {name: value.merge(metrics[name]) if metrics else value for name, value in apart.items()}
         return sequences, metrics
 
-    def _deal(self, groups: Sequence[Group], metrics: dict[str, Average], clock: "_Clock") -> list[list[TokenSequence]]:
+    def _deal(self, groups: Sequence[Group], metrics: dict[str, Average], clock: Clock) -> list[list[TokenSequence]]:
         """Whole groups into mini-batches like cards, task by task, so that each holds every task."""
         order = sorted(groups, key=lambda group: group.example.task)
         hands: list[int] = []
@@ -226,7 +221,7 @@ class RolloutBatches:
         sequences: list[TokenSequence] = []
         for place, group in enumerate(order):
             for trajectory in group.trajectories:
-                if self._settings.without_score or is_scored(trajectory):
+                if is_scored(trajectory) or (self._settings.without_score and trajectory.status is not Status.ERROR):
                     hands.append(place % self._settings.mini_batches)
                     tasks.append(group.example.task)
                     sequences.append(self._sequence(trajectory))
@@ -252,46 +247,10 @@ class RolloutBatches:
         return not is_thin(group, self._rewards) and (settings.zero_signal == "keep" or has_signal(group))
 
 
-def ask(
-    prompts: Sequence[tuple[Example, RenderedPrompt]],
-    engine: Engine,
-    sampling: Sampling,
-    *,
-    group_size: int,
-    decode: Callable[[Sequence[int]], str],
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> list[Trajectory]:
-    """`group_size` unscored trajectories of every prompt, in the order of the prompts."""
-    requests = [Request(token_ids=p.token_ids, images=p.images, pictures=p.pictures, n=group_size) for _, p in prompts]
-    with autocast():
-        answers = engine.generate(requests, sampling) if requests else []
-    return [
-        _trajectory(example, prompt, sample, decode)
-        for (example, prompt), samples in zip(prompts, answers, strict=True)
-        for sample in samples
-    ]
-
-
-def _trajectory(
-    example: Example, prompt: RenderedPrompt, sample: Sample, decode: Callable[[Sequence[int]], str]
-) -> Trajectory:
-    before, said = len(prompt.token_ids), len(sample.token_ids)
-    mask = np.zeros(before + said, dtype=np.bool_)
-    mask[before:] = True
-    logprobs = np.zeros(before + said, dtype=np.float32)
-    logprobs[before:] = sample.logprobs
-    ended = sample.stop == "end"
-    return Trajectory(
-        example=example,
-        token_ids=np.concatenate([prompt.token_ids, sample.token_ids]),
-        mask=mask,
-        logprobs=logprobs,
-        prompt_length=before,
-        images=prompt.images,
-        text=decode(sample.token_ids[: said - 1 if ended else said].tolist()),
-        status=Status.FINISHED if ended else Status.TRUNCATED,
-        weights_version=sample.weights_version,
-    )
+def _stop_if_no_episode_ran(groups: Sequence[Group]) -> None:
+    trajectories = [t for group in groups for t in group.trajectories]
+    if trajectories and all(t.status is Status.ERROR for t in trajectories):
+        raise DataError(f"all {len(trajectories)} episodes of this step broke down; the first: {trajectories[0].error}")
 
 
 def has_signal(group: Group) -> bool:
@@ -324,46 +283,3 @@ _NO_REWARD = Score.unscored("no reward is asked")
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-class _Clock:
-    """Seconds between laps, summed by name."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self._seconds: dict[str, float] = defaultdict(float)
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._seconds[name] += now - self._last
-        self._last = now
-
-    @property
-    def laps(self) -> dict[str, Average]:
-        return {name: Average(total=seconds, count=1.0) for name, seconds in self._seconds.items()}
-
-
-def _metrics(groups: Sequence[Group], *, scored: bool) -> dict[str, Average]:
-    """Means over trajectories: rewards by task and part, lengths, and what was truncated or unscored."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for group in groups:
-        rewards = [t.score.value for t in group.trajectories if t.score is not None and t.score.value is not None]
-        if len(rewards) > 1:
-            values["reward_std"].append(float(np.std(rewards, ddof=1)))
-        for t in group.trajectories:
-            values["length/mean"].append(float(t.mask.sum()))
-            values["truncated_frac"].append(float(t.status is Status.TRUNCATED))
-            if scored:
-                values["unscored_frac"].append(float(not is_scored(t)))
-                values["reward_error_frac"].append(float(t.score is not None and t.score.error))
-            if t.score is None or t.score.value is None:
-                continue
-            values["reward"].append(t.score.value)
-            values[f"reward/{t.example.task}"].append(t.score.value)
-            for part, value in t.score.parts.items():
-                if math.isfinite(value):
-                    values[f"part/{part}"].append(value)
-    return {name: Average(total=float(sum(v)), count=float(len(v))) for name, v in values.items()}
-
-
-__all__ = ["RolloutBatches", "RolloutSettings", "ask", "completion_of", "last_user_text", "score"]

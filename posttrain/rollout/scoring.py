@@ -9,8 +9,16 @@ from accelerate.utils import gather_object
 
 from posttrain.algorithms import AdvantageKind, Average, batch_deviation, decoupled_advantages, group_advantages
 from posttrain.errors import ConfigError, DataError
-from posttrain.records import Example, Group, Status, Trajectory
-from posttrain.rewards import BadRewardError, Completion, RewardTable, Score, TaskRewards, judge_metrics
+from posttrain.records import Example, Group, Message, Status, Trajectory, Turn
+from posttrain.rewards import (
+    BadRewardError,
+    Completion,
+    ConversationTurn,
+    RewardTable,
+    Score,
+    TaskRewards,
+    judge_metrics,
+)
 
 _EPSILON = 1e-4
 
@@ -24,22 +32,59 @@ def score(trajectories: Sequence[Trajectory], rewards: RewardTable) -> list[Scor
 
 
 def completion_of(trajectory: Trajectory) -> Completion:
-    """What rewards see of a trajectory."""
+    """What rewards see of a trajectory; of an episode, what its environment showed, counted and answered.
+
+    A call that the environment refused is one of `tool_calls`, and is not counted in `num_tool_calls`.
+    """
+    opening = trajectory.opening or trajectory.example.messages
+    shown = trajectory.opening_images if trajectory.opening else trajectory.example.images
+    calls = tuple(call for turn in trajectory.turns for call in turn.calls)
     return Completion(
         text=trajectory.text,
-        prompt=last_user_text(trajectory.example),
+        prompt=_last_user_text(opening),
         truncated=trajectory.status is Status.TRUNCATED,
         token_ids=tuple(trajectory.token_ids[trajectory.mask].tolist()),
-        images=tuple(trajectory.example.images),
+        num_tool_calls=sum(not call.error for call in calls),
+        tool_calls=calls,
+        num_turns=len(trajectory.turns) or 1,
+        images=(*shown, *(image for turn in trajectory.turns for image in turn.images)),
+        turns=tuple(part for turn in trajectory.turns for part in _conversation(turn)),
     )
 
 
 def last_user_text(example: Example) -> str:
-    for message in reversed(example.messages):
-        if message["role"] == "user":
-            content = message["content"]
-            return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-    return ""
+    """What was asked last; empty where nobody asked."""
+    return _last_user_text(example.messages)
+
+
+def _last_user_text(messages: Sequence[Message]) -> str:
+    asked = (message for message in reversed(messages) if message["role"] == "user")
+    return next((_text(message) for message in asked), "")
+
+
+def _text(message: Message) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _conversation(turn: Turn) -> list[ConversationTurn]:
+    """What was said in the turn and what it was answered."""
+    return [
+        ConversationTurn(role="assistant", text=turn.text),
+        *(
+            ConversationTurn(
+                role="tool" if message["role"] == "tool" else "user",
+                text=_text(message),
+                num_images=_num_images(message),
+            )
+            for message in turn.observation
+        ),
+    ]
+
+
+def _num_images(message: Message) -> int:
+    content = message["content"]
+    return 0 if isinstance(content, str) else sum(part["type"] == "image" for part in content)
 
 
 def advantages_of(scores: Sequence[Score], rules: TaskRewards | None, kind: AdvantageKind) -> list[float]:

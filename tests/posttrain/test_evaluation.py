@@ -10,6 +10,7 @@ from posttrain.rewards.table import make_table
 
 from posttrain.data import SceneSource, SceneSpec, from_rows
 from posttrain.evaluation import Evaluation
+from posttrain.rollout.rolling import Rollouts
 from posttrain.rollout.transformers_engine import TransformersEngine
 
 
@@ -35,14 +36,15 @@ def evaluation(workshop: Any, loaded: Any) -> Any:
         plain: dict[str, Any] = {
             "sources": {"a": SceneSource(SceneSpec(task="count", size=6)), "b": SceneSource(SceneSpec(task="arith"))},
             "renderer": renderer,
-            "engine": TransformersEngine(loaded.policy, loaded.facts),
+            "rollouts": Rollouts(
+                engine=TransformersEngine(loaded.policy, loaded.facts), renderer=renderer, decode=loaded.decode
+            ),
             "rewards": make_table({"count": letters}),
             "num_examples": 4,
             "temperatures": (0.0, 1.0),
             "max_new_tokens": 5,
             "batch_size": 3,
             "budget": Budget(tokens=10**6),
-            "decode": loaded.decode,
         }
         return Evaluation(**{**plain, **keys})
 
@@ -83,7 +85,7 @@ def test_greedy_answers_do_not_depend_on_the_seed_and_sampled_ones_do(evaluation
 
 
 def test_without_an_engine_every_task_is_measured_by_likelihood(evaluation: Any, loaded: Any) -> None:
-    measured, shown = evaluation(engine=None).measure(loaded.policy)
+    measured, shown = evaluation(rollouts=None).measure(loaded.policy)
     assert set(measured) == {"nll/count", "nll/arith"} and not shown
 
 

@@ -29,6 +29,7 @@ from posttrain.pipeline import run_recipe
 from posttrain.records import Status
 from posttrain.rollout.batches import RolloutBatches, RolloutSettings
 from posttrain.rollout.engine import Request, Sample, Sampling
+from posttrain.rollout.rolling import Rollouts
 from posttrain.rollout.transformers_engine import TransformersEngine
 
 END = "<|im_end|>"
@@ -113,13 +114,11 @@ def make(workshop: Any, loaded: Any) -> Callable[..., Made]:
         plain |= {"zero_signal": "drop", "resample_limit": 2, "seed": 0}
         batches = RolloutBatches(
             mixture=Mixture(sources, dict.fromkeys(sources, 1.0)),
-            renderer=renderer,
-            engine=engine,
+            rollouts=Rollouts(engine=engine, renderer=renderer, decode=loaded.decode),
             rewards=table or make_table({"default": deal}, truncated=truncated),  # type: ignore[arg-type]
             policy=loaded.policy,
             budget=Budget(tokens=10**6),
             settings=RolloutSettings(**{**plain, **settings}),
-            decode=loaded.decode,
             rank=rank,
             world=world,
         )

@@ -1,0 +1,99 @@
+"""Options of tools and environments: what a class or a function takes by name, checked against its annotations."""
+
+import ast
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from posttrain.errors import ConfigError
+from posttrain.rewards import Option
+from posttrain.rewards.registry import nearest
+
+
+def options_of(maker: Any) -> list[Option]:
+    """What can be given to a class or a function by name; `doc` is the line under a dataclass's field."""
+    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    docs = _field_docs(maker) if inspect.isclass(maker) else {}
+    return [
+        Option(
+            name=name,
+            type=hints.get(name, Any),
+            default=None if parameter.default is parameter.empty else parameter.default,
+            doc=docs.get(name, ""),
+            required=parameter.default is parameter.empty,
+        )
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+
+
+def checked_options(maker: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The options, where the maker takes them and they have the annotated types; raises ConfigError otherwise.
+
+    "5" is no number, 1 is no bool, 5 is a float; a list may stand for a tuple.
+    """
+    known = {option.name: option for option in options_of(maker)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{what} has no option {name!r}{nearest(str(name), known)}")
+    missing = [name for name, option in known.items() if option.required and name not in options]
+    if missing:
+        raise ConfigError(f"{what} needs the option {', '.join(missing)}")
+    return {name: _checked(value, known[name].type, f"{what}: option {name!r}") for name, value in options.items()}
+
+
+def spec_parts(spec: Mapping[str, Any], what: str, known: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """Name and options of `{"name": ..., **options}`; raises ConfigError where there is no name."""
+    options = dict(spec)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{what}'s mapping needs a 'name' (one of {', '.join(known)}), got {dict(spec)!r:.200}")
+    return name, options
+
+
+def imported(path: str, what: str) -> Any:
+    """The object that "module:name" means; raises ConfigError where there is none."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and misses something of its own
+        raise ConfigError(f"{what} {path!r}: there is no module {error.name!r} on the import path") from None
+    except ValueError:  # an empty name
+        raise ConfigError(f"{what} {path!r} is no 'module:name'") from None
+    if attribute not in vars(module):
+        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise ConfigError(f"{what} {path!r}: module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")
+    return vars(module)[attribute]
+
+
+def _checked(value: Any, hint: Any, what: str) -> Any:
+    if isinstance(value, list) and tuple in (get_origin(hint), *map(get_origin, get_args(hint))):
+        value = tuple(value)  # YAML writes tuples as lists
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"{what} got {value!r:.80}, wanted {wanted}") from None
+
+
+def _field_docs(cls: Any) -> dict[str, str]:
+    """The line under each field, read from the source; empty where there is no source (a class typed at a prompt)."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):
+        return {}
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    docs: dict[str, str] = {}
+    for above, below in pairwise(body):
+        match above, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                docs[name] = inspect.cleandoc(doc)
+    return docs

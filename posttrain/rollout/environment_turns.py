@@ -1,0 +1,55 @@
+"""What an environment is asked, with the tokens of its answer: work for its own thread or event loop."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from posttrain.data import RenderedPrompt, Renderer
+from posttrain.environments.calls import parse_reply
+from posttrain.environments.environment import Done, Environment, Observation, Opening
+from posttrain.records import Example
+
+_log = logging.getLogger(__name__)
+
+
+def opened(environment: Environment, example: Example, renderer: Renderer) -> Any:
+    """(Opening, its tokens), or a coroutine of that."""
+
+    def render(opening: Opening) -> tuple[Opening, RenderedPrompt]:
+        reference = {key: value for key, value in example.reference.items() if key != "tools"}
+        if opening.tools:
+            reference["tools"] = [dict(tool) for tool in opening.tools]
+        shown = replace(example, messages=opening.messages, images=opening.images, reference=reference)
+        return opening, renderer.render_prompt(shown)
+
+    return _then(environment.start(example), render)
+
+
+def stepped(environment: Environment, text: str, num_images: int, example: Example, renderer: Renderer) -> Any:
+    """(Observation or Done, tokens of the observation), or a coroutine of that."""
+
+    def render(answer: Observation | Done) -> tuple[Observation | Done, RenderedPrompt | None]:
+        if not isinstance(answer, Observation) or len(answer.images) > num_images:
+            return answer, None
+        return answer, renderer.render_observation(answer.messages, answer.images, example)
+
+    return _then(environment.step(parse_reply(text)), render)
+
+
+def _then(given: Any, render: Callable[[Any], Any]) -> Any:
+    if not inspect.isawaitable(given):
+        return render(given)
+
+    async def later() -> Any:
+        return render(await given)
+
+    return later()
+
+
+def closed(environment: Environment) -> Any:
+    try:
+        return environment.close()
+    except Exception as error:  # the episode is over, and has its score
+        _log.warning("an environment failed to close: %s: %s", type(error).__name__, error)

@@ -1,0 +1,220 @@
+"""The loop of a batch of rollouts: samples go to environments, observations go back to the engine."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from posttrain.data import RenderedPrompt, Renderer, TooLong
+from posttrain.environments.environment import Done, Environment, Observation, Opening
+from posttrain.records import Example, Trajectory
+from posttrain.rollout.engine import Sample, Sampling, Stream
+from posttrain.rollout.environment_turns import closed, opened, stepped
+from posttrain.rollout.environment_workers import EnvironmentWorkers, Late, Outcome
+from posttrain.rollout.episode import Decode, Episode, Limits
+
+_POLL_S = 0.02
+"""Seconds that a poll of an engine somewhere else may take before environments are looked at again."""
+
+Finished = Callable[[int, Sequence[Trajectory]], None]
+"""Is told the place of an example, and its trajectories."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnvironment:
+    """In what a task is played."""
+
+    make: Callable[[], Environment]
+    """Makes the environment of one episode."""
+    limits: Limits = field(default_factory=Limits)
+    timeout_s: float = 60.0
+    """Wall-clock seconds of one answer of the environment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rolled:
+    """What became of a batch, and what took how long, in seconds."""
+
+    groups: Sequence[Sequence[Trajectory]]
+    """Of each example in order; empty where its prompt is too long."""
+    too_long: Sequence[TooLong]
+    sampling_s: float
+    environment_s: float
+    """Waited for environments while nothing was left to sample."""
+    environment_busy_s: float
+    """Spent in environments, all of them together."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """A trajectory under way."""
+
+    key: int
+    place: int
+    """Of its example."""
+    episode: Episode
+    task: TaskEnvironment | None = None
+    environment: Environment | None = None
+    """None without a task, and once it is closed."""
+    trajectory: Trajectory | None = None
+    """Once it has ended."""
+
+
+class RollingBatch:
+    """Episodes of one batch, and who waits for whom: nobody for anybody else."""
+
+    def __init__(
+        self,
+        *,
+        stream: Stream,
+        workers: EnvironmentWorkers,
+        renderer: Renderer,
+        decode: Decode,
+        sampling: Sampling,
+        group_size: int,
+        finished: Finished,
+    ) -> None:
+        self._stream, self._workers, self._renderer, self._decode = stream, workers, renderer, decode
+        self._sampling, self._group_size, self._finished = sampling, group_size, finished
+        self._runs: list[_Running] = []
+        self._members: list[list[_Running]] = []
+        self._too_long: dict[int, TooLong] = {}
+        self._asked: dict[int, list[_Running]] = {}
+        """Key of a request -> whom its samples belong to."""
+        self._num_left = 0
+        self._sampling_s = self._waiting_s = self._busy_s = 0.0
+
+    def begin(self, example: Example, task: TaskEnvironment | None) -> None:
+        """Takes in an example: its episodes start, or its prompt is asked."""
+        place = len(self._members)
+        self._members.append([])
+        if task is None:
+            try:
+                prompt = self._renderer.render_prompt(example)
+            except TooLong as error:
+                self._too_long[place] = error
+                return
+            group = [self._run(place, Episode(example, self._decode)) for _ in range(self._group_size)]
+            for run in group:
+                run.episode.begin(prompt)
+            self._ask(group, seed=self._seed(place))
+            return
+        for _ in range(self._group_size):
+            episode = Episode(example, self._decode, limits=task.limits, max_length=self._renderer.max_length)
+            run = self._run(place, episode)
+            run.task, run.environment = task, task.make()
+            self._work(run, partial(opened, run.environment, example, self._renderer))
+
+    def run(self) -> Rolled:
+        """Until every trajectory has ended."""
+        while self._num_left:
+            began = time.perf_counter()
+            outcomes = self._workers.ready(0.0 if self._stream.num_running else 1.0)
+            self._waiting_s += time.perf_counter() - began
+            for outcome in outcomes:
+                self._answered(self._runs[outcome.key], outcome)
+            if self._stream.num_running:
+                began = time.perf_counter()
+                answers = self._stream.poll(_POLL_S)
+                self._sampling_s += time.perf_counter() - began
+                for answer in answers:
+                    self._said(self._asked[answer.key][answer.index], answer.sample)
+        return Rolled(
+            groups=[self._group(place) for place in range(len(self._members))],
+            too_long=list(self._too_long.values()),
+            sampling_s=self._sampling_s,
+            environment_s=self._waiting_s,
+            environment_busy_s=self._busy_s,
+        )
+
+    def leave(self) -> None:
+        """Drops what is still under way, in a batch that failed."""
+        self._stream.close()
+        self._workers.abandon_all()
+        for run in self._runs:
+            self._close(run)
+
+    def _run(self, place: int, episode: Episode) -> _Running:
+        run = _Running(key=len(self._runs), place=place, episode=episode)
+        self._runs.append(run)
+        self._members[place].append(run)
+        self._num_left += 1
+        return run
+
+    def _ask(self, runs: list[_Running], *, seed: int) -> None:
+        key = runs[0].key
+        self._asked[key] = runs
+        request = runs[0].episode.request(n=len(runs))
+        self._stream.add(key, request, max_new_tokens=self._sampling.max_new_tokens, seed=seed)
+
+    def _seed(self, *numbers: int) -> int:
+        entropy = (self._sampling.seed % (1 << 64), *numbers)
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+    def _said(self, run: _Running, sample: Sample) -> None:
+        text = run.episode.said(sample)
+        if text is None:
+            self._ended(run)
+            return
+        assert run.environment is not None
+        self._work(
+            run,
+            partial(stepped, run.environment, text, run.episode.num_images_left, run.episode.example, self._renderer),
+        )
+
+    def _work(self, run: _Running, work: Callable[[], Any]) -> None:
+        assert run.task is not None and run.environment is not None
+        close = partial(closed, run.environment)
+        self._workers.submit(run.key, work, timeout_s=run.task.timeout_s, if_abandoned=close)
+
+    def _answered(self, run: _Running, outcome: Outcome) -> None:
+        self._busy_s += outcome.seconds
+        episode = run.episode
+        match outcome.error:
+            case None:
+                self._take(episode, outcome)
+            case TooLong() as error:
+                self._too_long[run.place] = error
+                episode.failed(str(error))
+            case Late() as error:
+                run.environment = None  # the thread that is still in it closes it
+                episode.failed(f"the environment {error}")
+            case error:
+                episode.failed(f"the environment failed: {type(error).__name__}: {error}")
+        if episode.has_ended:
+            self._ended(run)
+        else:
+            number = run.key - self._members[run.place][0].key
+            self._ask([run], seed=self._seed(run.place, number, episode.num_turns))
+
+    def _take(self, episode: Episode, outcome: Outcome) -> None:
+        match outcome.value:
+            case Opening() as opening, RenderedPrompt() as prompt:
+                episode.begin(prompt, opening)
+            case Done() as verdict, None:
+                episode.done(verdict, outcome.seconds)
+            case Observation() as observation, shown:
+                episode.observed(observation, shown, outcome.seconds)
+            case answer, _:
+                episode.failed(f"the environment answered {type(answer).__name__}, wanted an Observation or Done")
+
+    def _ended(self, run: _Running) -> None:
+        self._close(run)
+        run.trajectory = run.episode.trajectory()
+        self._num_left -= 1
+        members = self._members[run.place]
+        if all(member.trajectory is not None for member in members) and run.place not in self._too_long:
+            self._finished(run.place, self._group(run.place))
+
+    def _close(self, run: _Running) -> None:
+        if run.environment is not None:
+            self._workers.aside(partial(closed, run.environment))
+            run.environment = None
+
+    def _group(self, place: int) -> list[Trajectory]:
+        if place in self._too_long:
+            return []
+        return [run.trajectory for run in self._members[place] if run.trajectory is not None]
