@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.table import Table
 
-from posttrain.build import make_renderer, make_rewards, make_source
+from posttrain.answers.checking import teacher_problems
+from posttrain.build import make_environments, make_renderer, make_rewards, make_source
+from posttrain.check_rows import answer_problems, environment_problems, first_rows, reference_problems
 from posttrain.config import (
     AnswersStage,
     DataSection,
@@ -32,11 +33,12 @@ from posttrain.lineage import make_tiny, origins
 from posttrain.loaded import Loaded, load, make_accelerator
 from posttrain.model.parts import freeze
 from posttrain.rewards import RewardTable
+from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.teachers.room import TeacherRoom
 
 _MANY_PROBLEMS = 20
-_NEIGHBOURS = 2
-"""Rows whose right answers must be wrong ones for the next row of their task."""
+_REFERENCES_S = 60.0
+"""Wall-clock seconds for the references of one source, beyond the rows that are looked at in full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class StageEstimate:
     longest: int
     too_long: int
     """Rows looked at that exceed max_length."""
+    references: int
+    """Rows whose references were scored; 0 where nothing scores them."""
     tokens: float
     """Tokens of the whole stage, answers at their limit."""
     gibibytes: float
@@ -66,9 +70,10 @@ class CheckResult:
 
 
 def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
-    """Looks at the first `rows` of every source: parses, opens images, renders, scores references. Trains nothing."""
+    """Parses, renders and scores the first `rows` of every source, and the references of the others. Trains nothing."""
     problems: list[str] = []
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
+    environments = make_environments(recipe.environments)
     with TemporaryDirectory(prefix="posttrain-check-") as scratch:
         accelerator = make_accelerator(recipe.model, (), Path(scratch))
         estimates = []
@@ -81,11 +86,16 @@ def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
                 model = wanted
                 start = model.path or make_tiny(model, Path(scratch) / name, seed=recipe.seed)
                 loaded = load(model, start, accelerator)
-            estimates.append(_check_stage(recipe, name, stage, model or recipe.model, loaded, rewards, rows, problems))
+            estimates.append(
+                _check_stage(recipe, name, stage, model or recipe.model, loaded, rewards, environments, rows, problems)
+            )
             problems += _teacher_problems(recipe, name, stage, model or recipe.model, loaded, accelerator)
-        if recipe.evaluation is not None:
+        if recipe.evaluation is not None and rewards is not None:
             for section in recipe.evaluation.data:
-                problems += _reference_problems(make_source(section), rewards, rows, "evaluation")
+                found, _ = reference_problems(
+                    make_source(section), rewards, rows, every_task=False, seconds=_REFERENCES_S
+                )
+                problems += [f"evaluation: {problem}" for problem in found]
     named = list(dict.fromkeys(problems))
     if len(named) > _MANY_PROBLEMS:
         named = [*named[:_MANY_PROBLEMS], f"and {len(named) - _MANY_PROBLEMS} more"]
@@ -99,6 +109,7 @@ def _check_stage(
     model: ModelSection,
     loaded: Loaded,
     rewards: RewardTable | None,
+    environments: Mapping[str, TaskEnvironment],
     rows: int,
     problems: list[str],
 ) -> StageEstimate:
@@ -109,9 +120,9 @@ def _check_stage(
         problems.append(f"stages.{name}: {stage.algorithm} needs a 'rewards' section")
     sources = {str(place): make_source(section) for place, section in enumerate(_readable(stage.data))}
     lengths: list[int] = []
-    too_long = 0
+    too_long = num_references = 0
     for source in sources.values():
-        for index in _first(source, rows):
+        for index in first_rows(source, rows):
             try:
                 example = source[index]
                 if given:
@@ -123,8 +134,19 @@ def _check_stage(
                 lengths.append(error.num_tokens)
             except DataError as error:
                 problems.append(f"stages.{name}: {error}")
+        found: list[str] = []
+        if isinstance(stage, AnswersStage):
+            found += answer_problems(source, stage, rewards, routes_of(name, stage, recipe.teachers), rows)
+        elif not given:
+            found += environment_problems(source, environments, rows)
         if scored and rewards is not None:
-            problems += _reference_problems(source, rewards, rows, f"stages.{name}")
+            needed = not isinstance(stage, AnswersStage) or stage.min_reward is not None
+            of_references, num_scored = reference_problems(
+                source, rewards, rows, every_task=needed, seconds=_REFERENCES_S
+            )
+            found += of_references
+            num_references += num_scored
+        problems += [f"stages.{name}: {problem}" for problem in found]
     if lengths and too_long == len(lengths):
         problems.append(f"stages.{name}: every row looked at exceeds max_length {stage.max_length}")
     steps = _steps(recipe, stage, sources)
@@ -137,6 +159,7 @@ def _check_stage(
         mean_tokens=mean,
         longest=max(lengths, default=0),
         too_long=too_long,
+        references=num_references,
         tokens=steps * stage.batch_size * (mean + _said(stage)),
         gibibytes=0.0 if isinstance(stage, AnswersStage) else _gibibytes(loaded, stage.freeze, stage.optimizer),
     )
@@ -146,12 +169,15 @@ def _teacher_problems(
     recipe: Recipe, name: str, stage: Stage, model: ModelSection, loaded: Loaded, accelerator: Accelerator
 ) -> Iterator[str]:
     """Teachers that are not there, or read other tokens than the student; a stage's own model is not made yet."""
-    if isinstance(stage, AnswersStage):
-        return
     made = {key for key, teacher in recipe.teachers.items() if teacher.stage is not None}
-    if made & set(routes_of(name, stage, recipe.teachers).values()):
-        return
+    asked = set(routes_of(name, stage, recipe.teachers).values())
     room = TeacherRoom(recipe.teachers, accelerator)
+    if isinstance(stage, AnswersStage):
+        for problem in teacher_problems(room, recipe.teachers, asked):
+            yield f"stages.{name}: {problem}"
+        return
+    if made & asked:
+        return
     try:
         room.table(name, stage, loaded, model)
     except (TeacherError, ConfigError) as error:
@@ -200,48 +226,22 @@ def _state_bytes(model: torch.nn.Module, optimizer: str) -> int:
     return sum(p.numel() * p.element_size() * (2 + moments if p.requires_grad else 1) for p in model.parameters())
 
 
-def _reference_problems(source: DataSource, rewards: RewardTable | None, rows: int, where: str) -> Iterator[str]:
-    """Rows whose own reference would not earn its full reward, or whose wrong answers would."""
-    if rewards is None:
-        return
-    earlier: dict[str, list[Mapping[str, Any]]] = {}
-    for index in _first(source, rows):
-        try:
-            example = source[index]
-        except DataError as error:
-            yield f"{where}: {error}"
-            continue
-        if not rewards.serves(example.task):
-            if where != "evaluation":
-                yield f"{where}: {example.id} is of task '{example.task}', which has no rewards"
-            continue
-        others = earlier.setdefault(example.task, [])
-        for problem in rewards.check(example.task, example.reference):
-            yield f"{where}: {example.id}: {problem}"
-        for problem in rewards.check_wrong(example.task, example.reference, others[-_NEIGHBOURS:]):
-            yield f"{where}: {example.id}: {problem}"
-        others.append(example.reference)
-
-
-def _first(source: DataSource, rows: int) -> range:
-    return range(min(rows, len(source)))
-
-
 def estimate_table(estimates: Sequence[StageEstimate]) -> Table:
     table = Table(
-        title="what each stage takes: tokens a row and in all, weights with optimiser state",
+        title="what each stage takes: rows, references that were scored, tokens a row and in all, weights with optimiser state",
         title_justify="left",
         box=None,
         pad_edge=False,
     )
     table.add_column("stage", no_wrap=True)
-    for column in ("steps", "rows", "a row", "longest", "too long", "tokens", "memory"):
+    for column in ("steps", "rows", "references", "a row", "longest", "too long", "tokens", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
     for e in estimates:
         table.add_row(
             e.name,
             f"{e.steps:,}",
             f"{e.rows:,}",
+            f"{e.references:,}" if e.references else "-",
             f"{e.mean_tokens:,.0f}",
             f"{e.longest:,}",
             str(e.too_long),

@@ -1,4 +1,4 @@
-"""The command line: posttrain list | copy | check | run | eval | export | report | rewards."""
+"""The command line: posttrain list | copy | check | run | eval | export | report | rewards | serve."""
 
 import logging
 import os
@@ -15,6 +15,7 @@ from rich.table import Table
 from posttrain.cli_rewards import rewards_app
 from posttrain.console import err, out
 from posttrain.errors import DataError, Interrupted, PosttrainError
+from posttrain.serving.command import serve_model
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -141,6 +142,9 @@ def report(run_folder: Annotated[Path, typer.Argument(help="Folder of a run, fin
     if not (run_folder / "manifest.json").is_file():
         raise DataError(f"{run_folder} is not the folder of a run: it has no manifest.json")
     out.print(f"wrote {write_report(run_folder)}")
+
+
+app.command("serve")(serve_model)
 
 
 def main() -> None:

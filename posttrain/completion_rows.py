@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DataError
-from posttrain.rewards import Completion
+from posttrain.rewards import Completion, ConversationTurn, ToolCall
 
 TEXT_KEYS = ("completion", "text", "response")
 """Columns that may hold what the policy said, in the order they are looked for."""
-_OTHER_KEYS = ("prompt", "task", "truncated", "token_ids", "num_tool_calls", "num_turns", "images", "reference")
+_OTHER_KEYS = (
+    "prompt",
+    "task",
+    "truncated",
+    "token_ids",
+    "num_tool_calls",
+    "tool_calls",
+    "num_turns",
+    "images",
+    "reference",
+)
 
 CompletionRow = tuple[str, Completion, Mapping[str, Any]]
 """(task, completion, reference)."""
@@ -19,9 +29,11 @@ CompletionRow = tuple[str, Completion, Mapping[str, Any]]
 def read_completions(path: Path, *, task: str = "default") -> list[CompletionRow]:
     """The rows of a JSONL file. Raises DataError naming the line.
 
-    A row holds a `completion` (or `text`, or `response`): a text, or turns as TRL writes them. It may hold `prompt`,
-    `task`, `truncated`, `token_ids`, `num_tool_calls`, `num_turns` and `images` (paths, from the file's folder). Every
-    other column is a field of the reference, as are the fields of `reference`.
+    A row holds a `completion` (or `text`, or `response`): a text, or turns as TRL writes them, with what the
+    environment answered between them. It may hold `prompt`,
+    `task`, `truncated`, `token_ids`, `tool_calls` (each with `name`, and maybe `arguments`, `text` and `error`),
+    `num_tool_calls` (those without an error), `num_turns` and `images` (paths, from the file's folder). Every other
+    column is a field of the reference, as are the fields of `reference`.
     task: of rows that name none.
     """
     try:
@@ -55,14 +67,18 @@ def _row(line: str, where: str, folder: Path, task: str) -> CompletionRow:
     elif nested is not None:
         reference["reference"] = nested
     try:
+        calls = tuple(_call(call) for call in row.get("tool_calls") or ())
+        turns = _turns(row[key])
         completion = Completion(
             text=_text(row[key], "assistant"),
             prompt=_text(row.get("prompt") or "", "user"),
             truncated=bool(row.get("truncated", False)),
             token_ids=tuple(int(token) for token in row.get("token_ids") or ()),
-            num_tool_calls=int(row.get("num_tool_calls") or 0),
-            num_turns=int(row.get("num_turns") or 1),
+            num_tool_calls=int(row.get("num_tool_calls") or sum(not call.error for call in calls)),
+            tool_calls=calls,
+            num_turns=int(row.get("num_turns") or sum(turn.role == "assistant" for turn in turns) or 1),
             images=tuple(str(folder / image) for image in row.get("images") or ()),
+            turns=turns,
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {error}") from error
@@ -79,6 +95,41 @@ def _text(said: Any, role: str) -> str:
     if not texts:
         raise ValueError(f"no turn has the role '{role}'")
     return "".join(texts) if role == "assistant" else texts[-1]
+
+
+def _turns(said: Any) -> tuple[ConversationTurn, ...]:
+    """The turns of an episode; none of a single answer, which was no episode."""
+    if not isinstance(said, list) or len(said) < 2:
+        return ()
+    return tuple(
+        ConversationTurn(
+            role=turn["role"] if turn.get("role") in ("assistant", "tool") else "user",
+            text=_content(turn.get("content")),
+            num_images=_num_images(turn.get("content")),
+        )
+        for turn in said
+        if isinstance(turn, Mapping)
+    )
+
+
+def _call(call: Any) -> ToolCall:
+    """Raises ValueError for what is no call."""
+    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+        raise ValueError(f"each of tool_calls must be an object with a name, got {call!r:.60}")
+    arguments = call.get("arguments") or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"the arguments of a tool call must be an object, got {arguments!r:.60}")
+    return ToolCall(
+        name=call["name"],
+        arguments=arguments,
+        text=str(call.get("text") or ""),
+        error=str(call.get("error") or ""),
+    )
+
+
+def _num_images(content: Any) -> int:
+    parts = content if isinstance(content, list) else []
+    return sum(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 
 
 def _content(content: Any) -> str:

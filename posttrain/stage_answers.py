@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from posttrain.answers import AnswerSource, CollectSettings, EngineAnswers, collect
+from posttrain.answers import AnswerSource, CollectSettings, EngineAnswers, SolverAnswers, collect, make_solver
 from posttrain.build import make_mixture, make_renderer
 from posttrain.config import AnswersStage, ModelSection, TeacherSection, routes_of
 from posttrain.data import Renderer
@@ -16,6 +16,7 @@ from posttrain.loaded import Loaded, load, tokenizer_of
 from posttrain.model.loading import load_processor
 from posttrain.run_parts import RunParts
 from posttrain.runs import StageFolder, read_json, write_json
+from posttrain.stage_builder import fingerprint
 from posttrain.teachers.identity import checkpoint_identity
 
 
@@ -100,7 +101,8 @@ class AnswersRun:
                 f"stages.{self.name}: max_new_tokens {self.stage.max_new_tokens} leaves no room for a prompt in "
                 f"engine.max_model_len {engine.max_model_len}; raise it, or ask for shorter answers"
             )
-        local = sorted(name for name in asked if self.parts.recipe.teachers[name].server is None)
+        given = {name: self.parts.recipe.teachers[name] for name in asked}
+        local = sorted(name for name, teacher in given.items() if teacher.server is None and teacher.solver is None)
         if engine.kind == "vllm" and len(local) > 1:
             raise ConfigError(
                 f"stages.{self.name}: teachers {' and '.join(local)} would share one vLLM engine; give each a stage of "
@@ -108,7 +110,17 @@ class AnswersRun:
             )
 
     def _source(self, name: str, section: TeacherSection) -> AnswerSource:
+        environments = self.parts.environments
+        if section.solver is not None:
+            identity = fingerprint({"solver": section.solver, "options": section.options})
+            solver = make_solver(section.solver, section.options)
+            return SolverAnswers(name=name, identity=identity, solver=solver, environments=environments)
         if section.server is not None:
+            if environments:
+                raise ConfigError(
+                    f"stages.{self.name}: teacher '{name}' is a server, which answers in one turn, and this recipe has "
+                    "environments; give the teacher as a path"
+                )
             return self.parts.teachers.server(name, section)
         path = self.parts.teachers.path_of(name)
         model = ModelSection(
@@ -134,6 +146,7 @@ class AnswersRun:
             renderers={mode: self._renderer(model, loaded, mode) for mode in (True, False, None)},
             decode=loaded.decode,
             autocast=lambda: self.parts.accelerator.autocast(),
+            environments=environments,
         )
 
     def _renderer(self, model: ModelSection, loaded: Loaded, thinking: bool | None) -> Renderer:

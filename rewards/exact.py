@@ -27,8 +27,10 @@ _CHOICE = re.compile(r"[(\[【]?([A-Za-z])(?:[)\]】.:、\n]+|$)\s*(.*)", re.DOT
 _LISTED_OPTION = re.compile(r"^[ \t]*[(\[【]?([A-Z])[)\]】.:、][ \t]*", re.MULTILINE)
 _CONTRADICTION = re.compile(
     r"(?:is|was)(?:n't| not| wrong| incorrect| false)\b|not (?:correct|right)\b|(?:or|and|[,/&])?\s*\(?[a-z][).:]*$"
+    r"|是(?:错|錯|不(?:对|對|正确|正確))|不(?:对|對|正确|正確)$|不是(?:正确|正確)?(?:答案|选项|選項)"
 )
 _ANOTHER_CHOICE = re.compile(r"(?:^|[\s,;/&(])(?:[B-HJ-Z](?=$|[\s,;/&).:])|[AI](?=$|[,;/&).:]|\s*$))")
+_LONE_LETTER = re.compile(r"(?<![A-Za-z])(?:[B-HJ-Z]|[AI](?![ a-z']))(?![A-Za-z])")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
@@ -122,7 +124,7 @@ def _chosen(answer: str, options: dict[str, str]) -> str | None:
     plain = unicodedata.normalize("NFKC", _TEXT_COMMAND.sub(r"\1", answer)).strip().strip("*$").strip()
     plain = _CONFIRMATION.sub("", _INTRODUCTION.sub("", plain, count=1).rstrip(".!。"))
     reason = _REASON.search(plain)
-    if reason is not None and not _ANOTHER_CHOICE.search(reason["said"]):
+    if reason is not None and not _LONE_LETTER.search(reason["said"]):
         plain = plain[: reason.start()]
     by_text = [letter for letter, text in options.items() if text == _normal(plain)]
     match = _CHOICE.fullmatch(plain)

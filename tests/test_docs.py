@@ -24,7 +24,10 @@ RUN_BLOCK = re.compile(r"^```python run\n(.*?)^```", flags=re.M | re.S)
 TINY_BLOCK = re.compile(r"^```python tiny\n(.*?)^```", flags=re.M | re.S)
 """Is executed with a tiny model in place of the named one, and few steps."""
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
-PROJECT_PATH = re.compile(r"(?<![\w./-])(?:recipes|examples|benchmarks|tools|docs|constraints)/[\w./-]*\w")
+METRIC_OF_TOOLS = r"tools/\w+_(?:mean|frac)\b"
+PROJECT_PATH = re.compile(
+    rf"(?<![\w./-])(?!{METRIC_OF_TOOLS})(?:recipes|examples|benchmarks|tools|docs|constraints)/[\w./-]*\w"
+)
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 

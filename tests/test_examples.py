@@ -62,6 +62,14 @@ def test_own_reward_can_be_named_as_module_and_class(monkeypatch: pytest.MonkeyP
     assert reward(Completion(text="4"), {"answer": 3}).value == 0.5
 
 
+def test_environment_is_played_by_a_script() -> None:
+    said = run("environment.py")
+    assert "treasure: found in cell 42 in turn 3" in said
+    assert "image_zoom_in_tool -> [(512, 512)]" in said
+    assert "did you mean 'img_idx'?" in said
+    assert said.rstrip().endswith("brightest -> 90")
+
+
 def test_every_example_is_tested_and_says_how_to_run_it() -> None:
     tests = Path(__file__).read_text(encoding="utf-8")
     assert len(EXAMPLES) >= 3

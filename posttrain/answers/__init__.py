@@ -2,7 +2,9 @@
 
 from posttrain.answers.collect import Collected, collect
 from posttrain.answers.filtering import Fate, faults, filter_answers
+from posttrain.answers.playing import SolverAnswers
 from posttrain.answers.settings import CollectSettings
+from posttrain.answers.solvers import Solver, ZoomSolver, make_solver
 from posttrain.answers.source import AnswerSource, EngineAnswers
 from posttrain.answers.tally import Tally, tally_table
 from posttrain.teachers.answer import Answer
@@ -14,9 +16,13 @@ __all__ = [
     "Collected",
     "EngineAnswers",
     "Fate",
+    "Solver",
+    "SolverAnswers",
     "Tally",
+    "ZoomSolver",
     "collect",
     "faults",
     "filter_answers",
+    "make_solver",
     "tally_table",
 ]

@@ -1,12 +1,12 @@
 """One batch of prompts: asked, scored, filtered, and turned into the rows that are kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from posttrain.answers.filtering import Fate, faults, filter_answers
-from posttrain.answers.rows import as_asked, check_writable, row_of, store_image
+from posttrain.answers.rows import as_asked, check_writable, row_of, shown_images, store_image
 from posttrain.answers.settings import CollectSettings
 from posttrain.answers.source import AnswerSource
 from posttrain.answers.tally import Group, Tally, merge
@@ -14,7 +14,7 @@ from posttrain.errors import ConfigError, DataError, TeacherError
 from posttrain.records import Example
 from posttrain.rewards import BadRewardError, Completion, RewardTable, Score
 from posttrain.rewards.table import DEFAULT_TASK
-from posttrain.rollout.scoring import last_user_text
+from posttrain.rollout.scoring import completion_of, last_user_text
 from posttrain.teachers.answer import Answer
 
 _WAYS = {True: "on", False: "off", None: "template"}
@@ -147,6 +147,8 @@ class Asking:
 
     def _completion(self, example: Example, answer: Answer) -> Completion:
         token_ids = tuple(self.encode(answer.text)) if self.encode is not None else ()
+        if answer.episode is not None:
+            return replace(completion_of(answer.episode), token_ids=token_ids)
         return Completion(
             text=answer.text, prompt=last_user_text(example), token_ids=token_ids, images=tuple(example.images)
         )
@@ -155,10 +157,10 @@ class Asking:
         self, prompt: _Prompt, said: Sequence[Answer], scores: Sequence[Score | None], fates: Sequence[Fate]
     ) -> list[dict[str, Any]]:
         kept = [place for place, fate in enumerate(fates) if fate is Fate.KEPT]
-        images = [store_image(self.folder, image) for image in prompt.example.images] if kept else []
+        images = {i: [store_image(self.folder, x) for x in shown_images(prompt.example, said[i])] for i in kept}
         made_by = {"teacher": prompt.teacher.name, "identity": prompt.teacher.identity, "thinking": prompt.group[1]}
         return [
-            row_of(prompt.example, said[i], scores[i], thinking=prompt.thinking, images=images, made_by=made_by)
+            row_of(prompt.example, said[i], scores[i], thinking=prompt.thinking, images=images[i], made_by=made_by)
             for i in kept
         ]
 

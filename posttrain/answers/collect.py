@@ -59,9 +59,10 @@ def collect(
     rank, world, wait: each of `world` processes asks for a share of the batches, and they meet in `wait`. The answers
     do not depend on their number, nor on interruptions: seeds belong to batches.
 
-    Raises ConfigError where the folder holds answers to other settings; TeacherError or EngineError where a teacher
-    fails, CheckpointError where the disk is full and Interrupted after Ctrl-C, all of which keep the finished batches;
-    DataError where a row cannot be used, or where nothing was kept.
+    Raises ConfigError where the folder holds answers to other settings, or a reward returns what is no score;
+    TeacherError or EngineError where a teacher fails; DataError where a row cannot be used, a reward fails for a whole
+    batch, or nothing was kept; CheckpointError where the disk is full; Interrupted after Ctrl-C. All of them keep the
+    finished batches, and a reward that was put right under its name and options scores those that are left.
     """
     if settings.min_reward is not None and rewards is None:
         raise ConfigError(f"{title}: min_reward {settings.min_reward:g} needs rewards; add them, or leave it out")
@@ -150,7 +151,7 @@ class _Work:
                     self.journal.append(index, rows, tallies)
                     so_far += total(tallies.values())
                     progress.advance(_shown(so_far))
-        except (TeacherError, EngineError) as error:
+        except (TeacherError, EngineError, ConfigError, DataError) as error:
             raise type(error)(f"{error}; {self._kept()}") from error
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; {self._kept()}") from None

@@ -10,7 +10,7 @@ from posttrain.rewards import Score
 from posttrain.teachers.answer import Answer
 
 _OPEN, _CLOSE = "<think>", "</think>"
-_TOLERANCE = 1e-9
+TOLERANCE = 1e-9
 """Weighted sums round: 0.7 + 0.2 + 0.1 is less than 1, and a perfect answer must reach a min_reward of 1."""
 
 
@@ -61,7 +61,7 @@ def filter_answers(
         if fates[place] is Fate.KEPT and min_reward is not None:
             if value is None:
                 fates[place] = Fate.UNSCORED
-            elif value < min_reward - _TOLERANCE:
+            elif value < min_reward - TOLERANCE:
                 fates[place] = Fate.BELOW
     if keep is not None:
         left = [place for place, fate in enumerate(fates) if fate is Fate.KEPT]
@@ -86,9 +86,16 @@ def faults(answers: Sequence[Answer], *, thinking: bool | None = None) -> list[F
 
 
 def _fault(answer: Answer, thinking: bool | None) -> Fate | None:
-    text = answer.text
     if not answer.finished:
         return Fate.UNFINISHED
+    if answer.episode is None:
+        return _text_fault(answer.text, thinking)
+    faults = (_text_fault(turn.text, thinking) for turn in answer.episode.turns)
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _text_fault(text: str, thinking: bool | None) -> Fate | None:
+    """What is wrong with one turn."""
     if not text.strip():
         return Fate.EMPTY
     if any(mark in text for mark in (*RESERVED, IMAGE_MARK, VIDEO_MARK)):

@@ -29,7 +29,10 @@ class Journal:
     """The finished batches of a data set that is being made in `folder`."""
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any], rank: int = 0) -> None:
-        """Reads what is there. Raises ConfigError where it was begun with other settings, naming the first."""
+        """Reads what is there. Raises ConfigError, naming the first difference, where other settings made a batch.
+
+        Where none is finished they made nothing: a reward or a teacher that failed at once may be put right.
+        """
         self._folder, self._own = folder, folder / f"journal-{rank}.jsonl"
         self._made_with = plain_json(made_with)
         self._batches: dict[int, _Batch] = {}
@@ -50,10 +53,13 @@ class Journal:
         """Finds also what other processes have finished since."""
         self._batches = {}
         for file in sorted(self._folder.glob("journal-*.jsonl")):
+            header: Mapping[str, Any] = {}
             for place, (start, line) in enumerate(_whole_lines(file)):
                 if place == 0:
-                    check_same(self._made_with, line["made_with"], self._folder)
+                    header = line["made_with"]
                     continue
+                if place == 1:
+                    check_same(self._made_with, header, self._folder)
                 tallies = {(t.pop("task"), t.pop("thinking")): Tally(**t) for t in line["tallies"]}
                 self._batches[line["batch"]] = _Batch(file=file, start=start, tallies=tallies)
 
@@ -75,7 +81,7 @@ class Journal:
     def _open(self) -> None:
         """Cuts off the line that a killed process or a full disk left unfinished in this process's own journal."""
         lines = list(_whole_lines(self._own)) if self._own.exists() else []
-        if not lines:
+        if len(lines) < 2:  # nobody's batch: the header may be that of other settings
             self._own.unlink(missing_ok=True)
             self._write({"made_with": self._made_with})
             return

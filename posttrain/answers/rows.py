@@ -12,7 +12,7 @@ from PIL import Image
 
 from posttrain.answers.disk import write_whole
 from posttrain.errors import DataError
-from posttrain.records import Example, Message
+from posttrain.records import Example, Message, Trajectory
 from posttrain.rewards import Score
 from posttrain.teachers.answer import Answer
 
@@ -61,13 +61,17 @@ def row_of(
 
     It says how the teacher was told to think, because a student must learn each answer behind the same prompt.
     """
+    episode = answer.episode
+    said = {"messages": [*map(_plain, asked.messages), {"role": "assistant", "content": answer.text}]}
+    if episode is not None:
+        said = {"messages": conversation(asked, episode), **({"tools": list(episode.tools)} if episode.tools else {})}
     told = {**(asked.reference.get(_TEMPLATE) or {}), "enable_thinking": thinking}
     return {
         "id": asked.id,
         "task": asked.task,
-        "messages": [*map(_plain, asked.messages), {"role": "assistant", "content": answer.text}],
         **({"images": images} if images else {}),
         **asked.reference,
+        **said,
         **({_TEMPLATE: told} if thinking is not None else {}),
         "made_by": {
             **made_by,
@@ -76,6 +80,26 @@ def row_of(
             "parts": dict(score.parts) if score else {},
         },
     }
+
+
+def conversation(asked: Example, episode: Trajectory) -> list[dict[str, Any]]:
+    """The turns of an episode. One in which every tool call failed has the weight 0: it shows how an error is read and
+    mended, and is not itself learnt."""
+    messages = [_plain(message) for message in episode.opening or asked.messages]
+    for turn in episode.turns:
+        has_failed = bool(turn.calls) and all(call.error for call in turn.calls)
+        messages.append({"role": "assistant", "content": turn.text, **({"weight": 0} if has_failed else {})})
+        messages += [_plain(message) for message in turn.observation]
+    return messages
+
+
+def shown_images(asked: Example, answer: Answer) -> list[Image.Image]:
+    """All images of the conversation in the order of their parts; those of an episode as its policy saw them."""
+    episode = answer.episode
+    if episode is None:
+        return list(asked.images)
+    opening = episode.opening_images if episode.opening else asked.images
+    return [*opening, *(image for turn in episode.turns for image in turn.images)]
 
 
 def _plain(message: Message) -> dict[str, Any]:

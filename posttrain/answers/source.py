@@ -4,14 +4,15 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from posttrain.data import RenderedPrompt, Renderer, TooLong
+from posttrain.data import Renderer, TooLong
 from posttrain.errors import ConfigError
 from posttrain.records import Example, Status, Trajectory
-from posttrain.rollout.asking import ask
 from posttrain.rollout.engine import Engine, Sampling
+from posttrain.rollout.rolling import Rollouts
+from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.teachers.answer import Answer
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class EngineAnswers:
     decode: Callable[[Sequence[int]], str]
     """Text of tokens with the markup left in."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    environments: Mapping[str, TaskEnvironment] = field(default_factory=dict)
+    """Task -> what it is played in; others are one turn each."""
 
     def __post_init__(self) -> None:
         if missing := [mode for mode in (True, False, None) if mode not in self.renderers]:
@@ -66,31 +69,39 @@ class EngineAnswers:
         self, examples: Sequence[Example], *, n: int, sampling: Sampling, thinking: bool | None
     ) -> list[list[Answer]]:
         """As the protocol says. Raises ConfigError where the template writes the same prompt, thinking or not."""
-        prompts: list[tuple[Example, RenderedPrompt]] = []
-        places: list[int] = []
-        for place, example in enumerate(examples):
-            try:
-                prompts.append((example, self.renderers[thinking].render_prompt(example)))
-                places.append(place)
-            except TooLong as error:
-                _log.warning("not asked: %s", error)
-        if prompts and thinking is not None:
-            self._check_modes(*prompts[0], thinking)
-        said = ask(prompts, self.engine, sampling, group_size=n, decode=self.decode, autocast=self.autocast)
-        answers: list[list[Answer]] = [[] for _ in examples]
-        for index, trajectory in enumerate(said):
-            answers[places[index // n]].append(self._answer(trajectory))
-        return answers
+        renderer = self.renderers[thinking]
+        if examples and thinking is not None:
+            self._check_modes(examples[0], thinking)
+        rollouts = Rollouts(
+            engine=self.engine,
+            renderer=renderer,
+            decode=self.decode,
+            environments=self.environments,
+            autocast=self.autocast,
+        )
+        rolled = rollouts.roll(examples, group_size=n, sampling=sampling)
+        rollouts.close()
+        for error in rolled.too_long:
+            _log.warning("not asked: %s", error)
+        return [[self._answer(trajectory) for trajectory in group] for group in rolled.groups]
 
     def _answer(self, trajectory: Trajectory) -> Answer:
         """Thoughts that the generation prompt has opened are a part of the turn: a chat template renders them again."""
-        end = trajectory.prompt_length
-        opened = _OPENED.search(self.decode(trajectory.token_ids[max(0, end - _TAIL) : end].tolist()))
-        text = (opened[0] if opened else "") + trajectory.text
-        return Answer(text=text, finished=trajectory.status is Status.FINISHED)
+        finished = trajectory.status is Status.FINISHED
+        if not trajectory.turns:
+            return Answer(text=self._opened(trajectory, trajectory.prompt_length) + trajectory.text, finished=finished)
+        turns = [replace(turn, text=self._opened(trajectory, turn.start) + turn.text) for turn in trajectory.turns]
+        text = "".join(turn.text for turn in turns)
+        episode = replace(trajectory, turns=tuple(turns), text=text)
+        return Answer(text=text, finished=finished, episode=episode)
 
-    def _check_modes(self, example: Example, prompt: RenderedPrompt, thinking: bool) -> None:
+    def _opened(self, trajectory: Trajectory, start: int) -> str:
+        opened = _OPENED.search(self.decode(trajectory.token_ids[max(0, start - _TAIL) : start].tolist()))
+        return opened[0] if opened else ""
+
+    def _check_modes(self, example: Example, thinking: bool) -> None:
         try:
+            prompt = self.renderers[thinking].render_prompt(example)
             other = self.renderers[not thinking].render_prompt(example)
         except TooLong:  # then it is another prompt
             return

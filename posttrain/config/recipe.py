@@ -122,6 +122,8 @@ def check_teaching(where: str, stage: Stage, teacher: str, section: TeacherSecti
                 f"{where}: teacher '{teacher}' is the student itself, which cannot answer in its own stead"
             )
         return
+    if section.solver is not None:
+        raise ValueError(f"{where}: teacher '{teacher}' is a program, which has no logits: it can only give answers")
     if isinstance(stage, SAPOStage | GRPOStage | GSPOStage) and stage.teacher_advantage and stage.temperature != 1.0:
         raise ValueError(
             f"{where}: teacher_advantage compares log-probabilities at temperature 1: set temperature to 1"

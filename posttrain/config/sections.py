@@ -59,7 +59,9 @@ class ModelSection(Section):
 
 
 class SceneSection(Section):
-    task: Literal["ground", "plate", "read", "count", "arith"] = Field(description="What is asked about the scene.")
+    task: Literal["ground", "plate", "read", "count", "arith", "zoom"] = Field(
+        description="What is asked about the scene."
+    )
     size: int = Field(default=4096, ge=1, description="Number of different examples.")
     loose: float = Field(
         default=0.0, ge=0, le=1, description="Chance that a side of a training box lies one cell too far out."
@@ -181,6 +183,11 @@ class TeacherSection(Section):
     student: bool = Field(
         default=False, description="Instead of a path: the student itself without its adapters (self-distillation)."
     )
+    solver: str | None = Field(
+        default=None,
+        description="Instead of a path: a program that plays episodes for a stage of answers: 'zoom' or module:function.",
+    )
+    options: dict[str, Any] = Field(default={}, description="Of a solver: its options.")
     revision: str | None = Field(default=None, description="Of a path: branch, tag or commit on the hub.")
     trust_remote_code: bool = Field(default=False, description="Of a path: run code that the checkpoint brings.")
     dtype: Literal["float32", "bfloat16"] | None = Field(
@@ -205,10 +212,11 @@ class TeacherSection(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "TeacherSection":
-        if sum((self.path is not None, self.stage is not None, self.server is not None, self.student)) != 1:
+        kinds = (self.path, self.stage, self.server, self.solver)
+        if sum(kind is not None for kind in kinds) + self.student != 1:
             raise ValueError(
-                "give exactly one of 'path' (a checkpoint), 'stage' (of this recipe), 'server' (vLLM's address) and "
-                "'student: true' (itself without adapters)"
+                "give exactly one of 'path' (a checkpoint), 'stage' (of this recipe), 'server' (vLLM's address), "
+                "'solver' (a program) and 'student: true' (itself without adapters)"
             )
         return self
 

@@ -138,6 +138,12 @@ class _MessageReader:
         elif turn.get("tool_calls"):
             check_text(json.dumps(turn["tool_calls"]), self.name)
             message["tool_calls"] = turn["tool_calls"]
+        if turn.get("weight") is not None:
+            if role != "assistant" or turn["weight"] not in (0, 1):
+                raise DataError(
+                    f"{self.name}: 'weight' is 0 or 1 and of assistant turns, got {turn['weight']!r} ({role})"
+                )
+            message["weight"] = int(turn["weight"])
         parts = self._parts(content)
         if role in ("system", "assistant") and any(part["type"] == "image" for part in parts):
             raise DataError(

@@ -136,7 +136,8 @@ class Renderer:
         )
 
     def render_training(self, example: Example) -> list[TokenSequence]:
-        """Sequences that train every assistant turn: the words, the end-of-turn token, and nothing else.
+        """Sequences that train every assistant turn: the words, the end-of-turn token, and nothing else. A turn with
+        `weight: 0` is read and not trained.
 
         One sequence where the template keeps what was said as it was said; otherwise one for each stretch of turns
         that it keeps, whose common beginning is their `prefix_length`. Raises TooLong over `max_length`, DataError
@@ -146,6 +147,8 @@ class Renderer:
         cut = self._cut_images(example)
         sequences = []
         for stretch in self._stretches(turns):
+            if not any(turn.is_trained for turn in stretch):
+                continue
             num_images = _num_images(example.messages[: stretch[-1].index])
             sequences.append(self._sequence(stretch, cut[:num_images], example))
         for sequence in sequences:
@@ -174,8 +177,8 @@ class Renderer:
                     f"{' or '.join(self._turn_ends)}: a model trained so would not stop"
                 )
             _check_kept(message, prompt[-100:] + said, example)
-            turns.append(_Turn(index=k, prompt=prompt, said=said))
-        if not turns:
+            turns.append(_Turn(index=k, prompt=prompt, said=said, is_trained=message.get("weight") != 0))
+        if not any(turn.is_trained for turn in turns):
             raise DataError(f"{example.id}: has no assistant turn to train on")
         return turns
 
@@ -204,7 +207,7 @@ class Renderer:
         pieces, done = [], ""
         for turn in stretch:
             pieces.append((self._encode(turn.prompt[len(done) :]), False))
-            pieces.append((self._encode(turn.said), True))
+            pieces.append((self._encode(turn.said), turn.is_trained))
             done = turn.prompt + turn.said
         return pieces
 
@@ -276,6 +279,8 @@ class _Turn:
     """All that the model reads before it speaks."""
     said: str
     """All that it must say, the end-of-turn token included."""
+    is_trained: bool
+    """False for a turn of the weight 0, which is there to be read."""
 
 
 def shared_prefix(sequences: Sequence[TokenSequence], image_token_id: int | None) -> int:

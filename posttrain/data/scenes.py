@@ -6,7 +6,7 @@ scene holds one candidate object: what a model of 0.4 M parameters learns in a m
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from posttrain.data.scene_grid import CELL, COLOURS, SIDE, STEP
 from posttrain.errors import DataError
 from posttrain.records import Example, Message
 
-SceneTask = Literal["ground", "plate", "read", "count", "arith"]
+SceneTask = Literal["ground", "plate", "read", "count", "arith", "zoom"]
 
 SHAPES = ("circle", "square", "triangle")
 
@@ -27,7 +27,8 @@ class SceneSpec:
     """A data set of drawn scenes. Another seed gives other scenes: hold out by seed."""
 
     task: SceneTask
-    """ground: box of a shape; plate: box of a plate; read: digit on a crop of one; count: shapes; arith: text only."""
+    """ground: box of a shape; plate: box of a plate; read: digit on a crop of one; count: shapes; arith: text only;
+    zoom: digit of a plate on the full canvas of 256 x 256 pixels, which reduced by 4 is the same for all ten digits."""
     size: int = 1000
     """Number of examples."""
     seed: int = 0
@@ -77,7 +78,7 @@ def corpus(num_texts: int, seed: int = 0) -> Iterator[str]:
     """Questions and answers of every task in turn, for training a small tokenizer."""
     draw = random.Random(f"scenes-corpus-{seed}")
     for i in range(num_texts):
-        scene = list(_SCENES.values())[i % len(_SCENES)](draw)
+        scene = _SCENES[_SPOKEN[i % len(_SPOKEN)]](draw)
         yield f"{scene.question}\n{scene.answer(0.5, draw)}\n"
 
 
@@ -93,7 +94,7 @@ class _Scene:
     draw: Callable[[], Image.Image] | None = field(repr=False)
 
     def answer(self, loose: float, draw: random.Random) -> str:
-        if "bbox_2d" not in self.reference:
+        if "answer" in self.reference:
             return self.reference["answer"]
         outward = (-STEP, -STEP, STEP, STEP)
         pushed = [
@@ -179,12 +180,26 @@ def _read(draw: random.Random) -> _Scene:
     )
 
 
+def _zoom(draw: random.Random) -> _Scene:
+    plate = any_plate(draw)
+    box = [STEP * v for v in (plate.x, plate.y, plate.x + 2, plate.y + 2)]
+    return _Scene(
+        question="Which digit is on the plate?",
+        reference={"answer": str(plate.digit), "bbox_2d": box, "label": f"{plate.colour} plate"},
+        draw=plate.canvas,
+    )
+
+
+_SPOKEN: Sequence[SceneTask] = ("ground", "plate", "read", "count", "arith")
+"""Tasks whose words a tokenizer is trained on: those of `zoom` are the same."""
+
 _SCENES: Mapping[SceneTask, Callable[[random.Random], _Scene]] = {
     "ground": _ground,
     "plate": _plate,
     "read": _read,
     "count": _count,
     "arith": _arith,
+    "zoom": _zoom,
 }
 
 

@@ -1,6 +1,6 @@
 """Environments: what an episode shows, which tools it offers, and what they answer; nothing here knows tokens."""
 
-from posttrain.environments import frames, image_tools, python_tool, zoom  # noqa: F401  (they register their tools)
+from posttrain.environments import frames, image_tools, python_tool, search, zoom  # noqa: F401  (they register their tools)
 from posttrain.environments.calls import parse_reply
 from posttrain.environments.environment import (
     CallRequest,
@@ -19,9 +19,10 @@ from posttrain.environments.registry import (
     make_environment_factory,
     register_environment,
 )
+from posttrain.environments.tool_answers import safe_text, shown_image
 from posttrain.environments.tool_environment import ToolEnvironment
 from posttrain.environments.tool_registry import ToolSpec, available_tools, describe_tool, make_tool, register_tool
-from posttrain.environments.tools import Tool, ToolContext, ToolError, tool_from_function
+from posttrain.environments.tools import Tool, ToolBroken, ToolContext, ToolError, tool_from_function
 from posttrain.environments.trl_adapter import TRLEnvironment
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ScoringEnvironment",
     "TRLEnvironment",
     "Tool",
+    "ToolBroken",
     "ToolContext",
     "ToolEnvironment",
     "ToolError",
@@ -49,5 +51,7 @@ __all__ = [
     "parse_reply",
     "register_environment",
     "register_tool",
+    "safe_text",
+    "shown_image",
     "tool_from_function",
 ]

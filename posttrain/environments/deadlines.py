@@ -37,7 +37,7 @@ def run_within(seconds: float, work: Callable[[], Any], finish: Callable[[Any], 
 
     threading.Thread(target=run, name="posttrain-tool", daemon=True).start()
     if not wait([outcome], max(ends - time.monotonic(), 0)).done:
-        raise TimeUp(f"no answer within {seconds:g} s")
+        raise TimeUp(f"no answer within {seconds:.3g} s")
     return outcome.result()
 
 
@@ -51,7 +51,7 @@ def _awaited_value(value: Any, ends: float, seconds: float) -> Any:
     pending = asyncio.run_coroutine_threadsafe(awaited(), _loops.running())
     if not wait([pending], max(ends - time.monotonic(), 0)).done:
         pending.cancel()
-        raise TimeUp(f"no answer within {seconds:g} s")
+        raise TimeUp(f"no answer within {seconds:.3g} s")
     return pending.result()
 
 

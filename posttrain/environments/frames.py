@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.environments.tool_registry import register_tool
-from posttrain.environments.tools import Tool, ToolContext, ToolError, shown, tool_from_function
+from posttrain.environments.tools import Tool, ToolBroken, ToolContext, ToolError, shown, tool_from_function
 from posttrain.errors import ConfigError
 
 
@@ -41,6 +41,8 @@ class SelectFrames:
             if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < num_frames:
                 raise ToolError(f"frame_idxs must be whole numbers from 0 to {num_frames - 1}, got {shown(frame)}")
         times = context.example.reference.get(self.times_key)
+        if times is not None and len(times) != num_frames:
+            raise ToolBroken(f"{context.example.id}: {num_frames} frames, but {len(times)} {self.times_key}")
         answer: list[Any] = []
         for frame in frame_idxs:
             answer += [f"<{times[frame]:.1f} seconds>"] if times is not None else []

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass
 
 from posttrain.environments.tool_registry import register_tool
-from posttrain.environments.tools import Tool, tool_from_function
+from posttrain.environments.tools import Tool, ToolBroken, ToolError, tool_from_function
 from posttrain.errors import ConfigError
 from posttrain.rewards.coding import MAX_CODE_CHARS
 from posttrain.rewards.sandbox.launch import LAYERS, Limits, SandboxError, layers_in_force, run_program
@@ -53,9 +53,12 @@ class PythonTool:
             code: The program; print what you want to see
         """
         if len(code) > MAX_CODE_CHARS:
-            return f"Error: the program has {len(code):,} characters; at most {MAX_CODE_CHARS:,} are run"
+            raise ToolError(f"the program has {len(code):,} characters; at most {MAX_CODE_CHARS:,} are run")
         limits = Limits(deadline_s=self.deadline_s, memory_bytes=self.memory_mb * 2**20, packages=self.packages)
-        ended = run_program(code, b"", limits)
+        try:
+            ended = run_program(code, b"", limits)
+        except SandboxError as error:
+            raise ToolBroken(f"the tool 'python' cannot run: {error}") from error
         printed = ended.output.decode(errors="replace")
         if ended.problem:
             return f"{printed.rstrip()}\nError: {ended.problem}".lstrip("\n")

@@ -21,6 +21,7 @@ MAX_ASPECT_RATIO = 100
 MAX_PIXELS_READ = 2**28
 """An image of more pixels is refused; it would take a gigabyte to shrink."""
 
+_REDUCIBLE = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")
 # Tokens that end or begin what is said, and the marks that data sets write where an image stands: a tool's text that is
 # saved as training data must not become an image. A <tool_call> in it is harmless: only the policy's own are run.
 _FORGED = re.compile(rf"<(?=\|[A-Za-z0-9_]{{1,40}}\|>|/?tool_response>|{IMAGE_MARK[1:]}|{VIDEO_MARK[1:]})")
@@ -71,7 +72,7 @@ def tool_answer(result: Any, limits: AnswerLimits) -> ToolAnswer:
 
     def flush() -> None:
         nonlocal chars_left
-        if texts:  # neighbours are joined first: two harmless texts can make a special token
+        if texts:  # chat templates write neighbours with nothing between them, which could make a special token
             text = "\n".join(texts)
             parts.append({"type": "text", "text": safe_text(text, chars_left)})
             chars_left = max(chars_left - len(text), 0)
@@ -95,14 +96,17 @@ def tool_answer(result: Any, limits: AnswerLimits) -> ToolAnswer:
     return ToolAnswer(parts=tuple(parts), images=tuple(images))
 
 
-def safe_text(text: str, max_chars: int) -> str:
-    """The text without what would forge a turn or an image: `<|im_end|>` becomes `< |im_end|>`; cut with a remark."""
+def safe_text(text: str, max_chars: int = 8000) -> str:
+    """The text without what would forge a turn or an image: `<|im_end|>` becomes `< |im_end|>`; cut with a remark.
+
+    For whatever text an environment passes on from elsewhere.
+    """
     kept = without_surrogates(text[:max_chars])
     kept = _FORGED.sub("< ", kept)
     return kept if len(text) <= max_chars else f"{kept}\n[{len(text) - max_chars:,} more characters left out]"
 
 
-def shown_image(image: Image.Image, max_pixels: int) -> Image.Image:
+def shown_image(image: Image.Image, max_pixels: int = 12_845_056) -> Image.Image:
     """The image as RGB, upright, transparency over white, its shorter side at least 32 pixels, at most `max_pixels`.
 
     Raises ToolError for one that is empty, thinner than 1:100, or of more than 2**28 pixels.
@@ -115,9 +119,11 @@ def shown_image(image: Image.Image, max_pixels: int) -> Image.Image:
         raise ToolError(f"{what} cannot be shown: its sides may differ by at most a factor of {MAX_ASPECT_RATIO}")
     if short * long > MAX_PIXELS_READ:
         raise ToolError(f"{what} is too large to be shown")
+    if short * long >= 4 * max_pixels and image.mode in _REDUCIBLE:  # before the copies that a conversion makes
+        image = image.reduce(math.isqrt(short * long // max_pixels))
     image = open_image(image, root=Path(), row="tool")
     width, height = image.size
-    scale = min(max(1.0, MIN_SIDE / short), math.sqrt(max_pixels / (short * long)))
+    scale = min(max(1.0, MIN_SIDE / min(width, height)), math.sqrt(max_pixels / (width * height)))
     if scale == 1:
         return image
     size = (max(1, math.floor(width * scale)), max(1, math.floor(height * scale)))

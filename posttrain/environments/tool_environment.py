@@ -1,5 +1,6 @@
 """The environment of tools: the policy calls them until a reply without calls, which is its answer."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from posttrain.environments.environment import CallRequest, Done, Observation, O
 from posttrain.environments.registry import register_environment
 from posttrain.environments.tool_answers import AnswerLimits, ToolAnswer, text_answer, tool_answer
 from posttrain.environments.tool_registry import ToolSpec, make_tool
-from posttrain.environments.tools import Tool, ToolContext, ToolError
+from posttrain.environments.tools import Tool, ToolBroken, ToolContext, ToolError
 from posttrain.errors import ConfigError, DataError
 from posttrain.records import Example, Message
 from posttrain.rewards import ToolCall
@@ -26,19 +27,24 @@ class ToolEnvironment:
     """One episode with tools. The calls of a reply run in order, each sees the images of those before it.
 
     Whatever goes wrong in a call is an answer that the policy reads, `Tool Execution Error: ...`, and the episode goes
-    on. Raises ConfigError for options, RuntimeError where it is used in another order than `start`, `step`..., `close`.
+    on; only ToolBroken ends it. Raises ConfigError for options that cannot be used, RuntimeError where it is used in
+    another order than `start`, `step`..., `close`.
     """
 
     tools: Sequence[ToolSpec]
     """Names, `{name: ..., options}`, `module:function`, or in Python functions with type hints."""
     system_prompt: str = ""
     """Stands in the system turn, after what the row's own says."""
+    announce: bool = True
+    """The tools' schemas stand in the system turn; false for a model that was trained on these tools alone."""
     overview: int = 1
     """The prompt's images are shown reduced by this factor (a box filter); tools see them at full size."""
     max_calls_per_turn: int = 8
     """Calls of one reply that are run; the others are refused."""
     tool_timeout_s: float = 30.0
     """Wall-clock seconds of one call."""
+    turn_timeout_s: float = 90.0
+    """Of all calls of one reply; those that are left then are refused. Less than the rollout waits for an answer."""
     max_text_chars: int = 8000
     """Text of one answer; more is cut off, with a remark."""
     max_images_per_call: int = 8
@@ -54,7 +60,8 @@ class ToolEnvironment:
 
     def __post_init__(self) -> None:
         at_least_one = (self.overview, self.max_calls_per_turn, self.max_text_chars, self.max_images_per_call)
-        if min(at_least_one) < 1 or self.max_image_pixels < 32 * 32 or not 0 < self.tool_timeout_s < 1e6:
+        in_time = 0 < self.tool_timeout_s < 1e6 and 0 < self.turn_timeout_s < 1e6
+        if min(at_least_one) < 1 or self.max_image_pixels < 32 * 32 or not in_time:
             raise ConfigError(f"limits of a tool environment must be above 0 (max_image_pixels 1,024), got {self}")
         if isinstance(self.tools, str):
             raise ConfigError(f"tools must be a list, got the text {self.tools!r:.80}")
@@ -92,7 +99,7 @@ class ToolEnvironment:
         return Opening(
             messages=_with_system(asked, self.system_prompt),
             images=reduced,
-            tools=tuple(tool.schema for tool in self._tools.values()),
+            tools=tuple(tool.schema for tool in self._tools.values()) if self.announce else (),
         )
 
     def step(self, reply: Reply) -> Observation | Done:
@@ -100,7 +107,8 @@ class ToolEnvironment:
             raise RuntimeError("an environment is asked to step before it was started, or after it was closed")
         if not reply.calls:
             return Done()
-        answers = [self._run(request) for request in reply.calls[: self.max_calls_per_turn]]
+        ends = time.monotonic() + self.turn_timeout_s
+        answers = [self._run(request, ends) for request in reply.calls[: self.max_calls_per_turn]]
         refused = reply.calls[self.max_calls_per_turn :]
         if refused:
             why = f"only {self.max_calls_per_turn} calls are run in a turn; {len(refused)} more were not"
@@ -117,9 +125,10 @@ class ToolEnvironment:
         self._is_closed = True
         self._images = []
 
-    def _run(self, request: CallRequest) -> tuple[ToolAnswer, str]:
-        """The answer of one call, and its error where it has one."""
+    def _run(self, request: CallRequest, ends: float) -> tuple[ToolAnswer, str]:
+        """The answer of one call, and its error where it has one; `ends` is when the turn's time is up."""
         assert self._example is not None
+        seconds = min(self.tool_timeout_s, ends - time.monotonic())
         tool = self._tools.get(request.name)
         if request.problem:
             return self._error(request.problem)
@@ -127,20 +136,22 @@ class ToolEnvironment:
             return self._error(f"there is no tool {request.name[:80]!r}{nearest(request.name[:80], self._tools)}")
         if problem := tool.argument_problem(request.arguments):
             return self._error(problem)
+        if seconds <= 0:
+            return self._error(f"no time is left of the {self.turn_timeout_s:g} s of a turn")
         context = ToolContext(
             example=self._example, images=tuple(self._images), num_prompt_images=self._num_prompt_images
         )
         try:
             answer = run_within(
-                self.tool_timeout_s,
+                seconds,
                 lambda: tool.call(request.arguments, context),
                 lambda result: tool_answer(result, self._limits),
             )
         except ToolError as error:
             return self._error(str(error))
-        except BaseException as error:  # a tool's failure is the policy's to read, whatever it is
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except (ToolBroken, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit too: a tool's failure is the policy's to read, whatever it is
             return self._error(f"{type(error).__name__}: {error}")
         self._images += answer.images
         return answer, ""

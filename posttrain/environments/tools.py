@@ -26,6 +26,10 @@ class ToolError(ValueError):
     """What a tool raises to tell the policy that a call cannot be done: the policy reads its text and nothing else."""
 
 
+class ToolBroken(RuntimeError):
+    """What a tool raises that cannot work whatever the policy says: it ends the episode, without a score."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolContext:
     """The episode so far, for tools that take a parameter of this type; the policy does not see that parameter."""
@@ -107,8 +111,8 @@ class Tool:
 def tool_from_function(function: Callable[..., Any]) -> Tool:
     """A tool from a function or a bound method with type hints and a docstring; its name is the tool's.
 
-    The schema is the one that `transformers.utils.get_json_schema` makes, so that a function written for TRL's or
-    transformers' tools is the same tool here: the description is the docstring up to `Args:`, where every parameter
+    The schema is the one that `transformers.utils.get_json_schema` makes, less its `return`, which Qwen's own schemas
+    have not; so a function written for TRL's or transformers' tools is a tool here. The description is the docstring up to `Args:`, where every parameter
     has its line; hints are int, float, str, bool, list, dict, tuple, Literal, and unions of them; a parameter with a
     default need not be given. A parameter whose hint is `ToolContext` is not shown, and filled in by the environment.
     Raises ConfigError for a function that is not such.

@@ -15,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 22
 _MAX_POINTS = 240
 """Points of one drawn line: more than a small chart can show, few enough for a page of many charts."""
 _NUM_COLOURS = 8
+_NOUGHT = 1e-300
+"""Floats below it lose digits, down to where half of one is nought: no axis can be divided there."""
 
 Point = tuple[int, float]
 """(step, finite value)."""
@@ -129,8 +131,10 @@ def _y_axis(present: Sequence[float]) -> tuple[float, float, list[float]]:
             low, high = max(low, inner_low - 0.3 * inner), min(high, inner_high + 0.3 * inner)
     if low >= 0 and low < 0.4 * high:
         low = 0.0  # a quantity that comes near nought is read best from nought
-    if high - low <= 1e-9 * max(abs(high), abs(low)):
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if high else (0.0, 1.0)
+    if max(abs(high), abs(low)) < _NOUGHT:
+        low, high = 0.0, 1.0
+    elif high - low <= 1e-9 * max(abs(high), abs(low)):
+        low, high = low - abs(low) / 2, high + abs(high) / 2
     marks = ticks(low, high, count=4)
     return marks[0], marks[-1], marks
 

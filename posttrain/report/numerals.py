@@ -68,6 +68,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def seconds(value: float | None) -> str:
+    """Short times to three digits: 2 ms, 0.709 s, 12.3 s; then as `duration` writes them."""
+    if value is None or not math.isfinite(value) or value >= 59.95:
+        return duration(value)
+    return f"{1000 * value:.0f} ms" if 0 < value < 0.0995 else f"{number(value)} s"
+
+
 def as_number(value: object) -> float | None:
     """The value if it is a finite number (not a bool), else None: files hold null where a number was not finite."""
     if isinstance(value, int | float) and not isinstance(value, bool):

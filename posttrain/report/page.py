@@ -14,7 +14,9 @@ import yaml
 from markupsafe import Markup
 
 from posttrain.report import numerals
-from posttrain.report.cards import Card, card, chosen_rows, image_files
+from posttrain.report.card_images import image_files
+from posttrain.report.card_tokens import SCALES, Scale, within_budget
+from posttrain.report.cards import Card, card, chosen_rows
 from posttrain.report.changes import Change, Verdict, changes, higher_is_better
 from posttrain.report.histogram_chart import Histogram, histograms
 from posttrain.report.line_chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
@@ -22,6 +24,7 @@ from posttrain.report.numerals import as_number
 from posttrain.report.panels import PanelGroup, not_finite, panel_groups
 from posttrain.report.pictures import Album, album
 from posttrain.report.run_folder import Progress, Run, Stage, read_run
+from posttrain.report.time_table import TimeTable, time_table
 
 _HERE = Path(__file__).parent
 _MAX_CARDS = 96
@@ -46,6 +49,7 @@ class StageView:
     changes: Sequence[Change]
     groups: Sequence[PanelGroup]
     histograms: Sequence[Histogram]
+    times: TimeTable | None
     cards: Sequence[Card]
     num_recorded: int
 
@@ -71,7 +75,7 @@ def write_report(run_folder: Path) -> Path:
 def render(run: Run) -> str:
     """The page as text."""
     notes = list(run.notes)
-    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "report.js"))
+    style, script = (_read(*names) for names in (("style.css", "cards.css"), ("charts.js", "cards.js")))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -79,7 +83,12 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": numerals.number, "change": numerals.change, "duration": numerals.duration}
+    environment.filters |= {
+        "number": numerals.number,
+        "change": numerals.change,
+        "duration": numerals.duration,
+        "seconds": numerals.seconds,
+    }
     environment.tests["higher_is_better"] = lambda metric: higher_is_better(metric) is True
     environment.tests["lower_is_better"] = lambda metric: higher_is_better(metric) is False
     stages, pictures = _stage_views(run, notes)
@@ -87,6 +96,7 @@ def render(run: Run) -> str:
         run=run,
         stages=stages,
         album=pictures,
+        scales=_scales(stages),
         notes=notes,
         facts=_facts(run, stages),
         versions=_table(run.manifest.get("versions")),
@@ -106,7 +116,9 @@ def _stage_views(run: Run, notes: list[str]) -> tuple[list[StageView], Album]:
     recorded = [s for s in run.stages if s.trajectory_steps]
     limit = max(8, _MAX_CARDS // max(1, len(recorded)))
     rows = {s.name: chosen_rows(s, limit) for s in recorded}
-    files = [f for s in reversed(recorded) for row in reversed(rows[s.name]) for f in image_files(s, row)]
+    late_first = [(s, row) for s in reversed(recorded) for row in reversed(rows[s.name])]
+    files = [file for s, row in late_first for file in image_files(s, row)]
+    coloured = within_budget(row for _, row in late_first)
     pictures = album(files, run_folder=run.folder, budget_bytes=_PICTURE_BUDGET)
     if pictures.problems:
         notes.append(
@@ -137,11 +149,25 @@ def _stage_views(run: Run, notes: list[str]) -> tuple[list[StageView], Album]:
                 changes=changes(stage.result),
                 groups=panel_groups(stage.metrics),
                 histograms=charts,
-                cards=[card(stage, index, row, pictures) for row in rows.get(stage.name, ())],
+                times=time_table(stage.metrics),
+                cards=[
+                    card(stage, index, place, row, pictures, is_coloured=id(row) in coloured)
+                    for place, row in enumerate(rows.get(stage.name, ()))
+                ],
                 num_recorded=len(stage.trajectory_steps),
             )
         )
     return views, pictures
+
+
+def _read(*names: str) -> str:
+    return "\n".join((_HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+def _scales(stages: Sequence[StageView]) -> list[Scale]:
+    """What tokens of this page can be coloured by; what the page begins with comes first."""
+    found = {name for stage in stages for c in stage.cards for name in c.scales}
+    return [scale for scale in SCALES if scale.name in found]
 
 
 def _seconds(stage: Stage) -> float | None:

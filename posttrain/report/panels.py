@@ -31,6 +31,17 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
         ),
     ),
     (
+        "Episodes",
+        (
+            ("Tool calls an episode", ("tools/calls_mean",)),
+            ("Turns an episode", ("turns/mean",)),
+            ("Episodes with no call, or with one", ("tools/no_call_frac", "tools/one_call_frac")),
+            ("Episodes that repeat a call", ("tools/repeated_*_frac", "tools/spam_frac")),
+            ("Failed calls", ("tools/error_frac",)),
+            ("Episodes cut short or broken", ("over_turn_frac", "environment_error_frac")),
+        ),
+    ),
+    (
         "Trust region",
         (
             ("SAPO gate, mean", ("gate/*mean",)),
@@ -51,6 +62,7 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
             ("Learning rate", ("learning_rate", "learning_rate/*")),
             ("Gradient norm", ("grad_norm",)),
             ("Tokens per second", ("*tokens_per_s",)),
+            ("Seconds of workers a step", ("time/*_busy_s",)),
             ("Seconds a step", ("time/*",)),
             ("Memory", ("memory*",)),
         ),

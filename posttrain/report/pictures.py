@@ -5,15 +5,18 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
+
+PictureFormat = Literal["png", "jpeg"]
 
 _SIDES = (512, 384, 256)
 """Longest sides in pixels, tried in this order until the pictures fit the budget."""
 _CRISP_SIDE = 160
 """Pictures up to this side are drawn with hard pixels: blurring a 64 x 64 scene hides what the model saw."""
 _FEW_COLOURS = 512
-"""Drawings with at most so many colours are kept as PNG, photographs become JPEG."""
+"""Drawings have at most so many colours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +90,23 @@ def _picture(file: Path, side: int, *, key: str) -> Picture:
     with Image.open(file) as opened:
         image = opened.convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    small = max(image.size) <= _CRISP_SIDE
+    kind = format_of(image)
+    href = f"data:image/{kind};base64,{base64.b64encode(encode(image, kind, quality=80)).decode('ascii')}"
+    crisp = max(image.size) <= _CRISP_SIDE
+    return Picture(key=key, href=href, width=image.width, height=image.height, crisp=crisp)
+
+
+def format_of(image: Image.Image) -> PictureFormat:
+    """Of an RGB image: PNG for small ones and drawings, whose every pixel is kept, JPEG for photographs."""
+    is_exact = max(image.size) <= _CRISP_SIDE or image.getcolors(_FEW_COLOURS) is not None
+    return "png" if is_exact else "jpeg"
+
+
+def encode(image: Image.Image, kind: PictureFormat, *, quality: int) -> bytes:
+    """`quality`: of a JPEG, 1-95."""
     buffer = io.BytesIO()
-    if small or image.getcolors(_FEW_COLOURS) is not None:
+    if kind == "png":
         image.save(buffer, "PNG", optimize=True)
-        kind = "png"
     else:
-        image.save(buffer, "JPEG", quality=80, optimize=True)
-        kind = "jpeg"
-    href = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    return Picture(key=key, href=href, width=image.width, height=image.height, crisp=small)
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return buffer.getvalue()

@@ -1,6 +1,7 @@
 """Drawing one token for each row of logits, and the log-probability that a trainer will compute for it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ def draw_tokens(
     """
     if sampling.temperature not in (0.0, 1.0):
         logits_NV = logits_NV / sampling.temperature
-    allowed_NV = logits_NV if banned_V is None else logits_NV.masked_fill(banned_V, float("-inf"))
+    allowed_NV = logits_NV
+    if banned_V is not None:  # added: a tenth of the time of masked_fill on a CPU
+        allowed_NV = logits_NV + torch.zeros_like(logits_NV[0]).masked_fill_(banned_V, float("-inf"))
     if sampling.temperature == 0:
         tokens_N = allowed_NV.argmax(-1)
     else:
@@ -53,24 +56,15 @@ def keep_likely(logits_NV: Tensor, *, top_k: int, top_p: float) -> Tensor:
     return logits_NV
 
 
-@dataclass(frozen=True, slots=True)
-class Uniforms:
-    """One number in [0, 1) for every sample of a call and every step, from the call's seed alone.
+def uniforms(*, seed: int, index: int) -> Iterator[float]:
+    """Numbers in [0, 1) without end: what draws the tokens of a request's sample `index`, one after the other.
 
-    They are drawn for all samples at once, also for those that have ended: how samples are split into batches, and when
-    their neighbours end, changes nothing.
+    They come from the request's seed alone (any int): whatever else is sampled changes nothing. They are at most
+    1 - 2^-40, so that a product with a total stays below the total.
     """
+    generator = np.random.default_rng([seed % (1 << 64), index])
+    drawn = (np.minimum(generator.random(_DRAWN_AT_ONCE), 1 - 2**-40).tolist() for _ in repeat(None))
+    return chain.from_iterable(drawn)
 
-    num_samples: int
-    generator: torch.Generator
 
-    @classmethod
-    def seeded(cls, num_samples: int, seed: int) -> "Uniforms":
-        """Raises nothing: any int seeds, as NumPy mixes it first (seeds 0 and 1 have nothing in common)."""
-        mixed = np.random.SeedSequence(seed % (1 << 64)).generate_state(1, np.uint64)[0]
-        return cls(num_samples, torch.Generator().manual_seed(int(mixed >> np.uint64(1))))
-
-    def draw(self) -> Tensor:
-        """float64 [samples] on the CPU; at most 1 - 2^-40, so that a product with a total stays below the total."""
-        drawn = torch.rand(self.num_samples, generator=self.generator, dtype=torch.float64)
-        return drawn.clamp_(max=1 - 2**-40)
+_DRAWN_AT_ONCE = 32

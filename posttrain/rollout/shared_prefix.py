@@ -1,138 +1,112 @@
 """Decoding attention in which the samples of a prompt read one copy of its keys and values.
 
-The prompt's part is one matrix product for all samples of a group instead of one product a sample over repeated keys;
-the two parts of the softmax are joined by their log-sum-exps (Hydragen, arXiv 2402.05099, eq. 4-6). What a sample owns
-is its generated tokens alone: memory grows with those, and dropping a sample that has ended copies nothing else.
+The prompt's part is one matrix product for all samples of a group instead of one product a sample over repeated keys,
+as in Hydragen (arXiv 2402.05099, sec. 3.1-3.2); one softmax runs over the scores of both parts, so that their
+log-sum-exps (eq. 4-6 there) need not be joined. What a sample owns is its generated tokens alone.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 _NAME = "posttrain_shared_prefix"
 
 
-@dataclass(frozen=True, slots=True)
-class SharedPrefix:
-    """Keys and values of U prompts, and which of them each of B samples starts from."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seats:
+    """Where each of B samples sits in a table of U prompts x `slots` samples."""
 
-    keys: Sequence[Tensor]
-    """One [U, kv heads, L, D] for each layer."""
-    values: Sequence[Tensor]
-    visible_UL: Tensor | None
-    """bool, False at padding; None where no prompt is padded."""
-    prompt_B: Tensor
-    """int64, ascending."""
-    slot_B: Tensor
-    """Place of each sample in a table of U prompts x `slots` samples."""
+    num_prompts: int
     slots: int
     """Samples of the prompt that has the most."""
+    seat_B: Tensor | None
+    """int64; None where sample b sits at seat b and no seat is empty."""
 
     @classmethod
-    def of(
-        cls, keys: Sequence[Tensor], values: Sequence[Tensor], visible_UL: Tensor | None, prompt_B: Tensor
-    ) -> "SharedPrefix":
-        """prompt_B: ascending; the samples of a prompt are neighbours."""
-        counts_U = prompt_B.bincount(minlength=keys[0].shape[0])
-        slots = int(counts_U.max())
-        place_B = torch.arange(len(prompt_B), device=prompt_B.device) - (counts_U.cumsum(0) - counts_U)[prompt_B]
-        return cls(keys, values, visible_UL, prompt_B, prompt_B * slots + place_B, slots)
+    def of(cls, prompt_B: np.ndarray, num_prompts: int, device: torch.device) -> "Seats":
+        """prompt_B: int64, the prompt that each sample starts from, in any order."""
+        order = prompt_B.argsort(kind="stable")
+        sorted_B = prompt_B[order]
+        within_B = np.arange(len(sorted_B)) - sorted_B.searchsorted(sorted_B)
+        slots = int(within_B.max()) + 1
+        seat_B = np.empty_like(prompt_B)
+        seat_B[order] = sorted_B * slots + within_B
+        if len(seat_B) == num_prompts * slots and bool((seat_B == np.arange(len(seat_B))).all()):
+            return cls(num_prompts=num_prompts, slots=slots, seat_B=None)
+        return cls(num_prompts=num_prompts, slots=slots, seat_B=torch.from_numpy(seat_B).to(device))
 
-    def kept(self, kept: Tensor) -> "SharedPrefix":
-        """For the samples at these places alone. Prompts without samples go once they are an eighth of all."""
-        prompts, prompt_B = self.prompt_B[kept].unique_consecutive(return_inverse=True)
-        if len(prompts) > 0.875 * self.keys[0].shape[0]:
-            return SharedPrefix.of(self.keys, self.values, self.visible_UL, self.prompt_B[kept])
-        visible_UL = self.visible_UL if self.visible_UL is None else self.visible_UL[prompts]
-        return SharedPrefix.of([k[prompts] for k in self.keys], [v[prompts] for v in self.values], visible_UL, prompt_B)
+    def seated(self, rows: Tensor) -> Tensor:
+        """[B, kv heads, R, X], R query heads reading one kv head -> [U, kv heads, slots * R, X]; empty seats are 0."""
+        if self.seat_B is not None:
+            empty = rows.new_zeros(self.num_prompts * self.slots, *rows.shape[1:])
+            rows = empty.index_copy_(0, self.seat_B, rows)
+        if self.slots == 1:
+            return rows
+        return rows.unflatten(0, (self.num_prompts, self.slots)).transpose(1, 2).flatten(2, 3)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [B, heads, 1, D], own key and value [B, kv heads, T, D] -> [B, 1, heads, D]."""
-        batch, heads, _, width = query.shape
-        kv_heads = key.shape[1]
-        repeats = heads // kv_heads
-        # The query heads that read one kv head are rows of one product: nothing is repeated.
-        query = query.reshape(batch, kv_heads, repeats, width) * scale
-        own, own_logsum = _attend(query, key, value, None)
-        num_prompts = self.keys[layer].shape[0]
-        table = query.new_zeros(num_prompts * self.slots, kv_heads, repeats, width)
-        table[self.slot_B] = query
-        table = table.unflatten(0, (num_prompts, self.slots)).transpose(1, 2).flatten(2, 3)
-        hidden_UL = None if self.visible_UL is None else ~self.visible_UL[:, None, None, :]
-        shared, shared_logsum = _attend(table, self.keys[layer], self.values[layer], hidden_UL)
-        shared, shared_logsum = (
-            x.unflatten(2, (self.slots, repeats)).transpose(1, 2).flatten(0, 1)[self.slot_B]
-            for x in (shared, shared_logsum)
-        )
-        joined = torch.lerp(own, shared, torch.sigmoid(shared_logsum - own_logsum).to(own.dtype))
-        return joined.reshape(batch, 1, heads, width)
+    def risen(self, table: Tensor) -> Tensor:
+        """The other way round."""
+        if self.slots > 1:
+            table = table.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)
+        return table if self.seat_B is None else table.index_select(0, self.seat_B)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention [.., Q, D] over [.., K, D] and its float32 log-sum-exps [.., Q, 1]; `hidden` True is not read."""
-    scores = (query @ key.transpose(-1, -2)).float()
-    if hidden is not None:
-        scores.masked_fill_(hidden, float("-inf"))
-    logsum = scores.logsumexp(-1, keepdim=True)
-    return scores.sub_(logsum).exp_().to(value.dtype) @ value, logsum
+def shared_prefix_attention(
+    query: Tensor,
+    own_key: Tensor,
+    own_value: Tensor,
+    prompt_key: Tensor,
+    prompt_value: Tensor,
+    seats: Seats,
+    *,
+    bias_BT: Tensor | None = None,
+    bias_UL: Tensor | None = None,
+) -> Tensor:
+    """[B, heads, D], each sample's attention over its prompt and its own tokens.
+
+    query: [B, heads, D], scaled. own_key, own_value: [B, kv heads, T, D]. prompt_key, prompt_value: [U, kv heads, L,
+    D].
+    bias_BT, bias_UL: added to the scores, -inf at entries that are not read and 0 elsewhere; None where all are read.
+    The softmax is float32.
+    """
+    num_samples, heads, width = query.shape
+    # The query heads that read one kv head are rows of one product: nothing is repeated.
+    query = query.unflatten(1, (own_key.shape[1], -1))
+    own = query @ own_key.transpose(-1, -2)
+    shared = seats.seated(query) @ prompt_key.transpose(-1, -2)
+    if bias_BT is not None:  # adding takes a sixth of the time of masked_fill_ on a CPU
+        own += bias_BT[:, None, None]
+    if bias_UL is not None:
+        shared += bias_UL[:, None, None]
+    length = prompt_key.shape[2]
+    weights = torch.cat((shared, seats.seated(own)), -1).softmax(-1, dtype=torch.float32).to(own_value.dtype)
+    read = seats.risen(weights[..., :length] @ prompt_value)
+    read += seats.risen(weights[..., length:]) @ own_value
+    return read.reshape(num_samples, heads, width)
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, T, D] of one layer in buffers with room: a step writes one token and copies none."""
+class Decoding(Protocol):
+    """Samples that take a token together: they keep its keys and values, and read what is before it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.length = 0
+    @property
+    def num_rows(self) -> int: ...
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys = _written(self.keys, key_states, start)
-        self.values = _written(self.values, value_states, start)
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-
-def _written(buffer: Tensor | None, states: Tensor, start: int) -> Tensor:
-    """The buffer with `states` at `start`; a larger one, with what it held, where they do not fit."""
-    batch, heads, added, width = states.shape
-    end = start + added
-    if buffer is None or start == 0:
-        buffer = states.new_empty(batch, heads, end + 32, width)
-    elif end > buffer.shape[2]:
-        larger = states.new_empty(batch, heads, end + max(32, end // 2), width)
-        larger[:, :, :start] = buffer[:, :, :start]
-        buffer = larger
-    buffer[:, :, start:end] = states
-    return buffer
-
-
-def cached(cache: Cache) -> tuple[list[Tensor], list[Tensor]]:
-    """Keys and values of every layer after a prefill."""
-    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-    keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
-    return [k for k in keys if k is not None], [v for v in values if v is not None]
-
-
-def own_cache(num_layers: int) -> Cache:
-    """An empty cache for the tokens that samples generate."""
-    return Cache(layers=[RoomyLayer() for _ in range(num_layers)])
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [B, heads, D], scaled, key and value [B, kv heads, 1, D] of the new token -> [B, heads, D]."""
+        ...
 
 
 @contextmanager
 def shared_prefix_decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, the language model reads a keyword `shared_prefix`; without that keyword it is transformers' SDPA."""
+    """Within it, the language model reads a keyword `decoding`; without that keyword it is transformers' SDPA."""
     text = model.config.get_text_config()
     before = text._attn_implementation or "sdpa"
     _set_attention(model, _NAME)
@@ -147,23 +121,30 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
     model.set_attn_implementation({"text_config": name} if has_parts else name)
 
 
-def _shared_prefix_attention(
+def _attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    shared_prefix: SharedPrefix | None = None,
+    decoding: Sequence[Decoding] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface."""
-    if shared_prefix is None:
+    """transformers' attention interface. `decoding`: whose rows the batch is made of, one after the other."""
+    if decoding is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    query = query[:, :, 0] * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if torch.is_autocast_enabled(query.device.type):  # norms and rotary positions gave float32, projections did not
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     layer: Any = module.layer_idx
-    return shared_prefix.attend(layer, query, key, value, scale), None
+    if len(decoding) == 1:
+        return decoding[0].attend(layer, query, key, value)[:, None], None
+    counts = [part.num_rows for part in decoding]
+    parts = zip(decoding, query.split(counts), key.split(counts), value.split(counts), strict=True)
+    return torch.cat([part.attend(layer, q, k, v) for part, q, k, v in parts])[:, None], None
 
 
-AttentionInterface.register(_NAME, _shared_prefix_attention)
+AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, sdpa_mask)

@@ -1,14 +1,10 @@
 """Sampling with vLLM in this process: its paged cache and batching, with the trainer's weights streamed into it."""
 
 import os
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import ProcessorMixin
@@ -17,9 +13,10 @@ from posttrain.errors import EngineError
 from posttrain.model import Family, ModelFacts, PackedPolicy
 from posttrain.model.loading import named_weights
 from posttrain.rollout.engine import Request, Sample, Sampling
+from posttrain.rollout.vllm_prompts import full_logprobs, one_token_an_image, vllm_seed
+from posttrain.rollout.vllm_stream import RunningRequests, VllmStream, failures_named, side_effects_undone
 
-_BAN_NATS = 100.0
-"""Taken from the logits of banned tokens, the most that vLLM allows; known, so that their mass can be reckoned back."""
+__all__ = ["VllmEngine", "full_logprobs", "one_token_an_image"]
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: weights are handed over, not sent
@@ -73,7 +70,6 @@ class VllmEngine:
                 f"launch a multiple of {tensor_parallel_size}"
             )
         self.facts, self.max_model_len = facts, max_model_len
-        self.weights_version = 0
         self._asleep, self._sleeps = False, enable_sleep
         self._owns_process_group = not torch.distributed.is_initialized()
         for name, value in _ENVIRONMENT.items() | (_CPU_ENVIRONMENT.items() if on_cpu else set()):
@@ -89,8 +85,7 @@ class VllmEngine:
             raise EngineError(
                 "vLLM is not installed: pip install 'posttrain[vllm]', or use the transformers engine"
             ) from error
-        self._vllm: Any = vllm
-        with _side_effects_undone(), _failures_named("vLLM did not start"):
+        with side_effects_undone(), failures_named("vLLM did not start"):
             self._llm: Any = vllm.LLM(
                 model=str(checkpoint),
                 dtype=dtype,
@@ -105,6 +100,7 @@ class VllmEngine:
                 logprobs_mode="processed_logprobs",  # after the temperature
                 **settings,
             )
+            self._running = RunningRequests(vllm, self._llm, facts, max_model_len)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
         """`n` samples for every request; wakes the engine where it sleeps. Equal seeds give equal samples.
@@ -113,45 +109,55 @@ class VllmEngine:
         `full_logprobs`); with top_p or top_k, over what the filter left. Raises EngineError where a prompt is too long,
         where vLLM counts its tokens differently, and when vLLM fails.
         """
+        stream = self.stream(sampling)
+        found: list[dict[int, Sample]] = [{} for _ in requests]
+        try:
+            for place, request in enumerate(requests):
+                seed = vllm_seed(sampling.seed, place)
+                self._running.add(stream, place, request, sampling, sampling.max_new_tokens, seed)
+            while stream.num_running:
+                for answer in stream.poll(1.0):
+                    found[answer.key][answer.index] = answer.sample
+        finally:
+            stream.close()
+        return [
+            [samples[index] for index in range(request.n)] for request, samples in zip(requests, found, strict=True)
+        ]
+
+    @property
+    def weights_version(self) -> int:
+        return self._running.weights_version
+
+    def stream(self, sampling: Sampling) -> VllmStream:
+        """Requests that join while others are answered; what earlier turns of a prompt have computed is used again.
+
+        Ranks that share an engine must add the same requests in the same order, also where tools answer in between.
+        """
         self._wake()
-        prompts = [self._prompt(request) for request in requests]
-        greedy = sampling.temperature == 0  # vLLM refuses to answer greedily more than once
-        params = [self._params(i, 1 if greedy else request.n, sampling) for i, request in enumerate(requests)]
-        with _side_effects_undone(), _failures_named("vLLM failed while generating"):
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        samples = []
-        for request, output in zip(requests, outputs, strict=True):
-            theirs, ours = len(output.prompt_token_ids), len(request.token_ids)
-            if theirs != ours:
-                raise EngineError(
-                    f"vLLM read a prompt of {theirs} tokens where the trainer has {ours}: give the engine the "
-                    "trainer's processor, so that both resize images alike"
-                )
-            answers = sorted(output.outputs, key=lambda answer: answer.index)
-            samples.append([self._sample(answer, sampling) for answer in answers] * (request.n if greedy else 1))
-        return samples
+        return VllmStream(self._running, sampling)
 
     def update_weights(self, policy: nn.Module, version: int) -> None:
         """Streams the policy's weights, adapters merged, into vLLM, and forgets what was computed with the old ones.
 
-        Raises EngineError where vLLM fails, and for a mixture of experts on a CPU.
+        Raises EngineError where vLLM fails, while it samples, and for a mixture of experts on a CPU.
         """
         if self._on_cpu and self.facts.family is Family.QWEN3_VL_MOE:
             raise EngineError(
                 "vLLM on a CPU packs the weights of experts once and cannot take new ones: use the transformers engine"
             )
+        self._check_idle("take new weights")
         model: Any = policy.model if isinstance(policy, PackedPolicy) else policy
         self._wake()
-        with torch.no_grad(), _failures_named("vLLM did not take the new weights"):
+        with torch.no_grad(), failures_named("vLLM did not take the new weights"):
             weights = ((name, weight.detach()) for name, weight in named_weights(model))
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             if self.facts.tied_embeddings:
-                self._llm.apply_model(_renew_head)
+                self._llm.apply_model(renew_head)
             # Without the first of these, images that the scheduler remembers are missing from the worker's cache.
             self._llm.llm_engine.reset_encoder_cache()
             self._llm.reset_mm_cache()
             self._llm.reset_prefix_cache()
-        self.weights_version = version
+        self._running.weights_version = version
 
     def rest(self) -> None:
         """Sleeps at level 2 where `enable_sleep` was asked for: the next weights are on their way anyway."""
@@ -162,7 +168,8 @@ class VllmEngine:
         """Frees device memory until the next call: level 1 moves the weights to the host, level 2 drops them too, so
         that `update_weights` must come before `generate`."""
         if not self._asleep:
-            with _failures_named("vLLM did not fall asleep"):
+            self._check_idle("sleep")
+            with failures_named("vLLM did not fall asleep"):
                 self._llm.sleep(level=level)
             self._asleep = True
 
@@ -176,63 +183,20 @@ class VllmEngine:
         if self._owns_process_group:
             destroy_distributed_environment()
 
+    def _check_idle(self, what: str) -> None:
+        if len(self._running):
+            raise EngineError(
+                f"vLLM cannot {what} while it is at {len(self._running)} samples: close the stream that asked for them"
+            )
+
     def _wake(self) -> None:
         if self._asleep:
-            with _failures_named("vLLM did not wake up"):
+            with failures_named("vLLM did not wake up"):
                 self._llm.wake_up()
             self._asleep = False
 
-    def _prompt(self, request: Request) -> dict[str, Any]:
-        if len(request.token_ids) >= self.max_model_len:
-            raise EngineError(
-                f"a prompt of {len(request.token_ids)} tokens leaves no room to answer within max_model_len "
-                f"{self.max_model_len}: raise it, or drop such prompts"
-            )
-        if len(request.pictures) != len(request.images):
-            raise EngineError(
-                f"a prompt has {len(request.images)} images but {len(request.pictures)} pictures: vLLM cuts patches "
-                "itself and needs each image as the trainer resized it"
-            )
-        prompt: dict[str, Any] = {"prompt_token_ids": one_token_an_image(request.token_ids, self.facts.image_token_id)}
-        if request.pictures:
-            prompt["multi_modal_data"] = {"image": list(request.pictures)}
-        return prompt
 
-    def _params(self, place: int, n: int, sampling: Sampling) -> Any:
-        banned = list(self.facts.banned_token_ids)
-        seed = np.random.SeedSequence([sampling.seed % (1 << 64), place]).generate_state(1, np.uint32)[0]
-        return self._vllm.SamplingParams(
-            n=n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens,
-            seed=int(seed) << 20,  # vLLM adds 0 .. n - 1 for the samples of a request
-            stop_token_ids=list(self.facts.eos_token_ids),
-            logit_bias=dict.fromkeys(banned, -_BAN_NATS) if banned else None,
-            logprobs=None if banned else 0,
-            logprob_token_ids=banned or None,
-            flat_logprobs=True,
-            detokenize=False,
-        )
-
-    def _sample(self, answer: Any, sampling: Sampling) -> Sample:
-        token_ids = np.array(answer.token_ids, dtype=np.int64)
-        if answer.finish_reason not in ("stop", "length"):
-            raise EngineError(f"vLLM gave up on a sample: {answer.finish_reason}")
-        if np.isin(token_ids, self.facts.banned_token_ids).any():
-            raise EngineError(f"a vision token was sampled against a bias of -{_BAN_NATS:g}: the weights are broken")
-        # For each token: the sampled one first, then the banned ones.
-        table = np.array(answer.logprobs.logprobs).reshape(len(token_ids), -1)
-        return Sample(
-            token_ids=token_ids,
-            logprobs=full_logprobs(table[:, 0], table[:, 1:], sampling.temperature or 1.0),
-            stop="end" if answer.finish_reason == "stop" else "length",
-            weights_version=self.weights_version,
-        )
-
-
-def _renew_head(model: nn.Module) -> None:
+def renew_head(model: nn.Module) -> None:
     """On a CPU, vLLM's head works on a repacked copy of its weight, which reloading leaves stale where the head is tied
     to the embeddings: only the embeddings are seen to change. Elsewhere this does nothing."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -240,47 +204,3 @@ def _renew_head(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
-
-
-def full_logprobs(sampled_T: np.ndarray, banned_TB: np.ndarray, temperature: float) -> np.ndarray:
-    """float32 [T] log-probabilities over the full vocabulary, from those after the ban.
-
-    The ban took 100 from each banned logit, so its log-probability before is that after plus 100 / temperature, up to
-    the change of the total that is sought: log p = log p' - log(1 + sum_b exp(log p'_b + 100 / temperature)).
-    """
-    before_TB = banned_TB.astype(np.float64) + _BAN_NATS / temperature
-    total_T = np.logaddexp.reduce(before_TB, axis=1, initial=0.0)
-    return (sampled_T - total_T).astype(np.float32)
-
-
-def one_token_an_image(token_ids: np.ndarray, image_token_id: int | None) -> list[int]:
-    """The prompt with every run of image tokens cut to one: vLLM expands it itself, and would expand each of a run."""
-    shortened: list[int] = []
-    for token_id, run in groupby(token_ids.tolist()):
-        shortened.extend([token_id] if token_id == image_token_id else run)
-    return shortened
-
-
-@contextmanager
-def _failures_named(what: str) -> Iterator[None]:
-    """vLLM's failures have no common class: whatever stops it here stops the engine."""
-    try:
-        yield
-    except EngineError:
-        raise
-    except Exception as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise EngineError(f"{what}: {type(error).__name__}: {first_line}") from error
-
-
-@contextmanager
-def _side_effects_undone() -> Iterator[None]:
-    """vLLM seeds and draws from the global generators, and on a CPU replaces `torch.set_num_threads` by a warning."""
-    python, numpy, set_num_threads = random.getstate(), np.random.get_state(), torch.set_num_threads
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            torch.set_num_threads = set_num_threads

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from posttrain.records import Trajectory
+
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -14,6 +16,8 @@ class Answer:
     """All that was said, a thought in <think>...</think> before the answer proper; without the end-of-turn token."""
     finished: bool
     """True = the teacher ended its turn; False = it was cut at the length limit."""
+    episode: Trajectory | None = None
+    """Of a task with an environment: the turns, tool calls and observations; `text` is all that was said in them."""
 
 
 def whole_text(reasoning: str, content: str) -> str:

@@ -14,6 +14,7 @@ from posttrain.rewards import Score
 from typer.testing import CliRunner
 
 from posttrain.check import check_recipe, estimate_table
+from posttrain.errors import DataError
 from posttrain.recipe import parse_recipe
 
 
@@ -179,3 +180,99 @@ def test_a_tiny_model_can_be_checked_without_a_folder() -> None:
     stage = {"algorithm": "sft", "steps": 1, "data": [{"scenes": {"task": "count"}}]}
     recipe = {"name": "x", "model": {"tiny": "qwen2_vl", "dtype": "float32"}, "stages": {"sft": stage}}
     assert not check_recipe(parse_recipe(recipe), rows=2).problems
+
+
+@pytest.fixture
+def asking(content: Any, tiny_vl: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Problems of a recipe with one stage of answers."""
+
+    def check(rows: list[dict[str, Any]], made: dict[str, Any], rewards: Any = None, **stage: Any) -> list[str]:
+        recipe = content([talk("1+1?", "2")])
+        data = [{"path": write_rows(tmp_path / "asked.jsonl", rows), "task": "maths"}]
+        recipe["stages"] = {"ask": {"algorithm": "answers", "data": data, **stage}}
+        recipe["teachers"] = made
+        if rewards is not None:
+            recipe["rewards"] = rewards
+        return list(check_recipe(parse_recipe(recipe)).problems)
+
+    return check
+
+
+SUMS = [{"prompt": "1+2?", "answer": "3"}, {"prompt": "2+2?", "answer": "4"}]
+
+
+def test_a_stage_of_answers_with_a_teacher_that_is_there_is_ready(asking: Any, tiny_vl: Path) -> None:
+    assert asking(SUMS, {"big": {"path": str(tiny_vl)}}, min_reward=1.0) == []
+
+
+def test_teachers_of_answers_that_are_not_there_are_problems(asking: Any, tiny_vl: Path, tmp_path: Path) -> None:
+    import shutil
+
+    (tmp_path / "empty").mkdir()
+    copy = shutil.copytree(tiny_vl, tmp_path / "cut")
+    weights = next(copy.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-9])
+    shutil.copytree(tiny_vl, tmp_path / "mute", ignore=shutil.ignore_patterns("*.jinja"))
+    away = {"server": "http://127.0.0.1:9", "retries": 0}
+    for name, section, said in [
+        ("gone", {"path": str(tmp_path / "empty")}, "is not a checkpoint"),
+        ("cut", {"path": str(copy)}, "is damaged or cannot be read"),
+        ("mute", {"path": str(tmp_path / "mute")}, "has no chat template"),
+        ("away", away, "127.0.0.1:9"),
+    ]:
+        problem = "".join(asking(SUMS, {name: section}))
+        assert problem.startswith(f"stages.ask: teacher '{name}'") and said in problem, problem
+
+
+def test_only_the_teachers_that_are_asked_are_looked_at(asking: Any, tiny_vl: Path) -> None:
+    teachers = {"big": {"path": str(tiny_vl)}, "away": {"server": "http://127.0.0.1:9", "retries": 0}}
+    assert asking(SUMS, teachers, teachers={"default": "big"}) == []
+
+
+def test_rows_that_no_teacher_answers_and_fields_that_no_row_can_hold_are_problems(asking: Any, tiny_vl: Path) -> None:
+    rows = [*SUMS, {"prompt": "Why?", "answer": "so", "task": "poems"}, {"prompt": "3+3?", "answer": "6", "made_by": 1}]
+    problems = asking(rows, {"big": {"path": str(tiny_vl)}}, teachers={"maths": "big"})
+    assert problems == [
+        "stages.ask: asked.jsonl:3 is of task 'poems', which no teacher answers; teachers are given for: maths"
+    ], "and poems need no rewards, where nothing depends on them"
+
+
+def test_a_min_reward_that_no_answer_can_reach_is_a_problem(asking: Any, tiny_vl: Path) -> None:
+    teachers = {"big": {"path": str(tiny_vl)}}
+    penalised = {"maths": {"rewards": [{"name": "math"}, {"name": "length", "weight": 0.5}]}}
+    assert asking(SUMS, teachers, penalised, min_reward=1.0) == []
+    (problem,) = asking(SUMS, teachers, penalised, min_reward=1.2)
+    assert problem == (
+        "stages.ask: min_reward 1.2 is more than a perfect answer of task 'maths' earns, 1: nothing would be kept"
+    )
+    own = {"maths": {"rewards": [{"name": f"{__name__}:five"}]}}
+    sys.modules[__name__] = sys.modules[five.__module__]
+    assert asking(SUMS, teachers, own, min_reward=4.0) == [], "a function may give anything"
+    (problem,) = asking([{**SUMS[0], "task": "poems"}], teachers, penalised, min_reward=1.0)
+    assert problem == "stages.ask: asked.jsonl:1 is of task 'poems', which has no rewards"
+
+
+def five(completions: Any, **columns: Any) -> list[float]:
+    return [5.0 for _ in completions]
+
+
+def test_rows_with_which_no_episode_can_start_are_problems(content: Any, tmp_path: Path) -> None:
+    rl = [{"prompt": "1+2?", "answer": "3"}, {"prompt": "1+3?", "answer": "4", "task": "played"}]
+    recipe = content([talk("1+1?", "2")], rl)
+    recipe["rewards"]["played"] = recipe["rewards"]["maths"]
+    recipe["environments"] = {"played": {"name": f"{__name__}:Picky"}}
+    sys.modules[__name__] = sys.modules[Picky.__module__]
+    assert check_recipe(parse_recipe(recipe)).problems == ["stages.rl: rl.jsonl:2: wants a board"]
+
+
+class Picky:
+    """An environment that cannot start with any row."""
+
+    def validate(self, example: Any) -> None:
+        raise DataError(f"{example.id}: wants a board")
+
+    def start(self, example: Any) -> Any: ...
+
+    def step(self, reply: Any) -> Any: ...
+
+    def close(self) -> None: ...

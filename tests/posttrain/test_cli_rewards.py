@@ -156,6 +156,31 @@ def test_a_row_s_columns_become_the_completion_and_the_reference(write: Any, tmp
     assert completion.images == (str(tmp_path / "i.png"),)
 
 
+def test_calls_and_turns_of_a_row_are_those_of_an_episode(write: Any) -> None:
+    calls = [{"name": "zoom", "arguments": {"x": 1}, "text": "a crop"}, {"name": "fly", "error": "no such tool"}]
+    said = [
+        {"role": "assistant", "content": "I zoom."},
+        {"role": "tool", "content": [{"type": "image"}, {"type": "text", "text": "a crop"}]},
+        {"role": "assistant", "content": "7"},
+    ]
+    ((_, completion, reference),) = read_completions(write([{"completion": said, "tool_calls": calls, "answer": "7"}]))
+    assert reference == {"answer": "7"} and (completion.num_tool_calls, completion.num_turns) == (1, 2)
+    assert [(call.name, call.error) for call in completion.tool_calls] == [("zoom", ""), ("fly", "no such tool")]
+    assert completion.tool_calls[0].arguments == {"x": 1} and completion.tool_calls[0].text == "a crop"
+    assert [(turn.role, turn.text, turn.num_images) for turn in completion.turns] == [
+        ("assistant", "I zoom.", 0),
+        ("tool", "a crop", 1),
+        ("assistant", "7", 0),
+    ]
+    assert completion.text == "I zoom.7" and completion.response == "7"
+    for wrong, said_of_it in [
+        ([3], "an object with a name, got 3"),
+        ([{"name": "a", "arguments": 3}], "arguments of a"),
+    ]:
+        with pytest.raises(DataError, match=f"said.jsonl:1: .*{said_of_it}"):
+            read_completions(write([{"completion": "7", "tool_calls": wrong}]))
+
+
 def test_testing_named_rewards_does_not_wait_for_torch(write: Any) -> None:
     import subprocess
     import sys

@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.rewards import Completion, RewardTable, Score, TaskRewards, WeightedReward, gated_sum, make_table
+from posttrain.rewards import (
+    Completion,
+    ConversationTurn,
+    RewardTable,
+    Score,
+    TaskRewards,
+    WeightedReward,
+    gated_sum,
+    make_table,
+)
 from posttrain.rewards.aggregation import clipped, weighted_sum
 
 
@@ -95,6 +104,69 @@ def test_the_values_of_a_score_are_those_of_the_rewards_that_count() -> None:
     worth = TaskRewards((A, B), error=-3.0)
     values = worth.values(RewardTable({"t": worth}).score("t", Completion(text="a=none b=none"), {}))
     assert values is not None and values == [-2.0, -2.0] and weighted_sum(values, [1.0, 0.5]) == -3.0
+    half = worth.values(RewardTable({"t": worth}).score("t", Completion(text="a=1 b=none"), {}))
+    assert half == [-2.0, -2.0], "what an error is worth is not mended by what another reward said"
+
+
+LOOP = Completion(text="no " * 400)
+PENALTIES = ("repetition", "language", {"name": "length", "max_tokens": 100, "buffer_tokens": 10})
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_full_marks_of_a_penalty_are_zero_and_it_adds_nothing_to_those_of_a_task(penalty: Any) -> None:
+    spec = {"name": penalty} if isinstance(penalty, str) else penalty
+    task = make_table({"t": ["exact_match", {**spec, "weight": 0.5}]}).rewards_for("t")
+    assert [weighted.full_marks for weighted in task.rewards] == [1.0, 0.0] and task.full_score == 1.0
+    assert make_table({"t": penalty}).full_score("t") == 0.0
+
+
+def test_a_penalty_opens_its_gate_where_it_finds_nothing() -> None:
+    right = WeightedReward(make("exact_match"), 1.0, "right")
+    calm = WeightedReward(make("repetition"), 0.5, "calm", gate=True)
+    task = TaskRewards((right, calm), aggregation="gate_by_correctness")
+    table = RewardTable({"t": task})
+    assert table.score("t", Completion(text="yes"), {"answer": "yes"}).value == 1.0
+    looped = table.score("t", LOOP, {"answer": LOOP.text})
+    assert looped.value is not None and looped.value == pytest.approx(0.5 * looped.parts["calm"]) and looped.value < 0
+    some = TaskRewards(
+        (right, WeightedReward(make("repetition"), 0.5, "calm", gate=-0.999)), aggregation=task.aggregation
+    )
+    assert (RewardTable({"t": some}).score("t", LOOP, {"answer": LOOP.text}).value or 0) > 0.5
+
+
+def test_a_class_says_its_own_full_marks_and_a_function_may_give_anything() -> None:
+    @dataclass(frozen=True)
+    class Stars(Says):
+        full_score: ClassVar[float] = 5.0
+
+    stars = WeightedReward(Stars("a"), 0.2, "stars", gate=True)
+    assert (stars.full_marks, stars.opens_at) == (5.0, 5.0) and WeightedReward(
+        Stars("a"), full_score=3.0
+    ).full_marks == 3
+    free = make_table({"t": lambda completions, **_: [7.0]}).rewards_for("t")
+    assert not free.is_bounded and TaskRewards((stars,), aggregation="gate_by_correctness").is_bounded
+    assert WeightedReward(free.rewards[0].reward, gate=6.5).opens_at == 6.5
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "message"),
+    [
+        ("repetition", 0.5, "'repetition' gives 0 at best, so that a gate of 0.5 never opens"),
+        ("exact_match", 1.5, "'exact_match' gives 1 at best, so that a gate of 1.5 never opens; set a lower number"),
+    ],
+)
+def test_a_gate_that_can_never_open_is_refused(name: str, gate: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightedReward(make(name), gate=gate)
+
+
+def test_bounds_between_which_no_answer_differs_from_another_are_refused() -> None:
+    with pytest.raises(ValueError, match="gives every answer the same score: none earns more than 0"):
+        TaskRewards((WeightedReward(make("repetition")),), clip=(0, 1))
+    with pytest.raises(ValueError, match="none earns more than 1"):
+        TaskRewards((WeightedReward(make("exact_match")),), clip=(1, 2))
+    free = make_table({"t": lambda completions, **_: [7.0]}).rewards_for("t").rewards
+    assert TaskRewards(free, clip=(1, 9)).clip == (1, 9)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +225,49 @@ def test_one_batch_mixes_tasks_with_rules_of_their_own() -> None:
     assert [score.value for score in scores] == [0.0, 0.75, 0.25, None, 1.5, 0.5]
     assert scores == [table.score(*item) for item in items]
     assert [table.entry_of(task) for task in ("gated", "poems")] == ["gated", "default"]
+
+
+SEEN = (
+    ConversationTurn(
+        role="assistant", text='<think>7?</think><answer>7</answer><tool_call>{"box": [0, 0, 9, 9]}</tool_call>'
+    ),
+    ConversationTurn(role="tool", text="<answer>8</answer>", num_images=1),
+    ConversationTurn(role="assistant", text='<think>no <tool_call></think>8<tool_call>{"n": 9}</tool_call>'),
+)
+EPISODE = Completion(text=SEEN[0].text + SEEN[2].text, turns=SEEN, num_turns=2)
+
+
+def test_the_answer_of_an_episode_is_what_its_last_turn_says_beside_tool_calls() -> None:
+    table = make_table({"t": ["exact_match", {"name": "number", "weight": 0.5}, {"name": "language", "weight": 0.1}]})
+    assert table.score("t", EPISODE, {"answer": "8"}).value == 1.5
+    assert table.score("t", EPISODE, {"answer": "7"}).value == 0.0
+    marked = RewardTable({"t": TaskRewards((WeightedReward(make("exact_match")),), answer="tagged")})
+    assert marked.score("t", EPISODE, {"answer": "7"}).value == 0.0, (
+        "an earlier turn is no answer, however it is marked"
+    )
+
+
+@pytest.mark.parametrize("closing", ["</tool_call>", ""])
+def test_the_arguments_of_a_call_are_no_answer(closing: str) -> None:
+    call = f'I zoom.<tool_call>{{"name": "zoom", "arguments": {{"bbox_2d": [1, 2, 30, 40]}}}}{closing}'
+    only = Completion(text=call, turns=(ConversationTurn(role="assistant", text=call),))
+    reference = {"bbox_2d": [1, 2, 30, 40]}
+    for name in ("grounding_iou", "grounding_boxes", "points", "json_match"):
+        assert make_table({"t": name}).score("t", only, {**reference, "answer": reference}).value == 0.0
+
+
+def test_an_episode_is_laid_out_by_its_last_turn_and_repeats_itself_in_all() -> None:
+    said = "<think>I look.</think>" + "again and again " * 200
+    turns = (SEEN[0], SEEN[1], ConversationTurn(role="assistant", text="<think>so</think><answer>8</answer>"))
+    episode = Completion(text=said + turns[2].text, turns=turns)
+    table = make_table({"t": ["format", {"name": "repetition", "weight": 0.5}]})
+    parts = table.score("t", episode, {}).parts
+    assert parts["format"] == 1.0 and parts["repetition"] < -0.5
+
+
+def test_functions_get_the_turns_of_an_episode_as_messages() -> None:
+    def last(completions: Any, final_answers: Any, **_: Any) -> list[float]:
+        assert [turn["role"] for turn in completions[0]] == ["assistant", "tool", "assistant"]
+        return [float(answer) for answer in final_answers]
+
+    assert make_table({"t": last}).score("t", EPISODE, {}).value == 8.0

@@ -2,11 +2,22 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.rewards import BadReferenceError, Completion, ToolCallFormat, ToolCount
+from posttrain.rewards import (
+    BadReferenceError,
+    Completion,
+    RewardTable,
+    TaskRewards,
+    ToolCall,
+    ToolCallFormat,
+    ToolCount,
+    WeightedReward,
+    make_reward,
+)
 
 ZOOM = {
     "type": "function",
@@ -132,6 +143,58 @@ def test_time_is_linear_in_hostile_text(piece: str) -> None:
 def test_tool_count_falls_in_a_line_on_both_sides_of_the_target(calls: int, target: float, value: float) -> None:
     score = ToolCount()(Completion(text=call() * 7, num_tool_calls=calls), {"num_tool_calls": target})
     assert score.value == pytest.approx(value)
+
+
+def ran(*boxes: int, failed: int = 0) -> Completion:
+    """A zoom into each of the boxes, then calls that failed."""
+    calls = [ToolCall(name="zoom", arguments={"bbox_2d": [0, 0, box, box], "label": "x"}) for box in boxes]
+    calls += [ToolCall(name="zoom", arguments={"bbox_2d": [9, 9, i, i]}, error="no such box") for i in range(failed)]
+    return Completion(text="", tool_calls=tuple(calls), num_tool_calls=len(boxes))
+
+
+@pytest.mark.parametrize(
+    ("completion", "target", "value"),
+    [
+        (ran(1, 2, 3), 3, 1),
+        (ran(1, 1, 1), 3, 1 / 3),
+        (ran(1, 2, failed=1), 3, 2 / 3),
+        (ran(failed=3), 3, 0),
+        (ran(1, 2, 3, failed=1), 3, 2 / 3),
+        (ran(1, 2, 3, failed=97), 3, 0),
+        (ran(1, 2, 3, 3), 3, 2 / 3),
+        (ran(failed=1), 0, 0),
+    ],
+)
+def test_calls_that_fail_or_repeat_bring_nobody_nearer_to_the_target_and_cost_beyond_it(
+    completion: Completion, target: int, value: float
+) -> None:
+    assert ToolCount()(completion, {"num_tool_calls": target}).value == pytest.approx(value)
+
+
+@given(st.lists(st.integers(1, 4), max_size=6), st.integers(0, 6), st.integers(0, 8), st.integers(1, 5))
+def test_no_waste_ever_pays(boxes: list[int], failed: int, target: int, more: int) -> None:
+    """More failures, or the same call again, never earn more than the episode without them."""
+    reference = {"num_tool_calls": target}
+    plain = ToolCount()(ran(*boxes, failed=failed), reference).value or 0.0
+    assert (ToolCount()(ran(*boxes, failed=failed + more), reference).value or 0.0) <= plain
+    assert (ToolCount()(ran(*boxes, *boxes[:1] * more, failed=failed), reference).value or 0.0) <= plain
+    exact = ran(*range(target))
+    assert ToolCount()(exact, reference).value == 1.0
+
+
+def test_tools_whose_answers_change_may_be_asked_the_same_again() -> None:
+    assert ToolCount(repeats=True)(ran(1, 1, 1), {"num_tool_calls": 3}).value == 1.0
+    twice = Completion(text="", tool_calls=(ToolCall(name="a", arguments={"x": 1, "y": 2}),) * 2, num_tool_calls=2)
+    assert ToolCount()(twice, {"num_tool_calls": 2}).parts == {"num_calls": 2.0, "num_useful": 1.0, "target": 2.0}
+
+
+def test_behind_a_gate_calls_pay_on_right_answers_alone() -> None:
+    right = WeightedReward(make_reward("exact_match"), 0.8, "right", gate=True)
+    calls = WeightedReward(make_reward("tool_count"), 0.2, "calls")
+    table = RewardTable({"t": TaskRewards((right, calls), aggregation="gate_by_correctness")})
+    reference = {"answer": "7", "num_tool_calls": 2}
+    paid = [table.score("t", replace(ran(1, 2), text=text), reference).value for text in ("7", "8")]
+    assert paid == [pytest.approx(1.0), 0.0]
 
 
 def test_a_target_beyond_what_the_environment_allows_is_cut() -> None:

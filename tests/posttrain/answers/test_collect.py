@@ -3,22 +3,26 @@
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from posttrain.rewards import JudgeServer, RewardTable, Score, TaskRewards, WeightedReward, make_reward
 from rich.console import Console
 
 from posttrain.answers import Answer, CollectSettings, Fate
 from posttrain.answers.asking import Asking
+from posttrain.answers.provenance import HOW_A_JUDGE_IS_ASKED, describe_rewards
 from posttrain.data import Mixture, SceneSource, SceneSpec, SourceSpec, from_rows, open_source
 from posttrain.errors import CheckpointError, ConfigError, DataError, EngineError, Interrupted, TeacherError
 from posttrain.records import Example
@@ -124,11 +128,12 @@ def test_the_manifest_counts_every_prompt_and_answer_by_reason_task_and_thinking
     assert counts["answers"] == sum(counts[fate.value] for fate in Fate) == 30
     assert manifest["teachers"] == {"default": {"name": "scripted", "identity": "weights-1"}}
     assert manifest["settings"]["min_reward"] == 0.5 and manifest["settings"]["seed"] == 5
-    assert manifest["rewards"]["other"] == [
-        {"name": "exact_match", "kind": "posttrain.rewards.exact.ExactMatch", "weight": 0.5,
-         "options": {"answer_key": "answer", "ignore_case": False}}
-    ]  # fmt: skip
-    assert manifest["rewards"]["sums"][0]["options"]["function"].endswith(".by_answer")
+    assert manifest["rewards"]["other"] == {
+        "rewards": [{"name": "exact_match", "kind": "posttrain.rewards.exact.ExactMatch", "weight": 0.5, "gate": None,
+                     "options": {"answer_key": "answer", "ignore_case": False}}],
+        "aggregation": "weighted_sum", "answer": None, "clip": None, "error": "unscored",
+    }  # fmt: skip
+    assert manifest["rewards"]["sums"]["rewards"][0]["options"]["function"].endswith(".by_answer")
     assert manifest["sha256"] == hashlib.sha256((tmp_path / "answers.jsonl").read_bytes()).hexdigest()
     assert not list(tmp_path.glob("journal*"))
     printed = run.printed.getvalue()
@@ -457,6 +462,96 @@ def test_rows_that_json_cannot_say_are_named_before_the_teacher_is_asked(run, to
     with pytest.raises(DataError, match="mine:1: its reference field 'images' would be read as a part of the row"):
         run(tmp_path / "images", teacher, sources={"a": Source()})
     assert not teacher.calls
+
+
+class Mendable:
+    """A reward that is broken until it is mended; it fails from a call on, by raising or by returning nonsense."""
+
+    def __init__(self, fails_from: int, nonsense: bool = False) -> None:
+        self.fails_from, self.nonsense, self.calls = fails_from, nonsense, 0
+
+    def __call__(self, completions: Any, **_: Any) -> Any:
+        self.calls += 1
+        if self.calls > self.fails_from:
+            if self.nonsense:
+                return "well done"
+            raise RuntimeError("no such column")
+        return [1.0 for _ in completions]
+
+
+@pytest.mark.parametrize(
+    ("kept", "nonsense", "kind", "sentence"),
+    [
+        (1, False, DataError, "none of the 3 answers of this batch has a score, because a reward fails: Mendable: "
+         "RuntimeError: no such column; put it right; what 3 of 10 prompts gave is kept: run the same command to go"),
+        (1, True, ConfigError, "'Mendable' must return a list of numbers, got 'well done'; what 3 of 10 prompts gave"),
+        (0, False, DataError, "put it right; no batch was finished yet: run the same command to go on"),
+    ],
+)  # fmt: skip
+def test_a_run_that_a_failing_reward_stopped_goes_on_with_the_mended_one(
+    run, tools, tmp_path, kept, nonsense, kind, sentence
+):
+    broken = Mendable(kept, nonsense)
+    folder, whole, settings = tmp_path / "broken", tmp_path / "whole", {"min_reward": 0.5}
+    with pytest.raises(kind, match=re.escape(sentence)):
+        run(folder, rewards=tools.make_table({"default": broken}), **settings)
+    teacher = tools.ScriptedTeacher()
+    run(folder, teacher, rewards=tools.make_table({"default": Mendable(99)}), **settings)
+    assert len(teacher.asked) == 10 - 3 * kept, "only the batch that was not scored is asked again"
+    run(whole, rewards=tools.make_table({"default": Mendable(99)}), **settings)
+    assert content_of(folder) == content_of(whole)
+
+
+def test_before_a_batch_is_finished_a_failing_reward_can_be_replaced_by_any_other(run, tools, tmp_path):
+    with pytest.raises(DataError, match="because a reward fails"):
+        run(tmp_path, rewards=tools.make_table({"default": Mendable(0)}), keep_per_prompt=1)
+    made = run(tmp_path, rewards=tools.make_table({"default": "format"}), keep_per_prompt=1)
+    assert made.counts["kept"] == 10 and manifest_of(tmp_path)["rewards"]["default"]["rewards"][0]["name"] == "format"
+
+
+def test_a_reward_that_fails_where_scores_decide_nothing_costs_no_answer(run, tools, tmp_path):
+    assert run(tmp_path, rewards=tools.make_table({"default": Mendable(0)})).counts["kept"] == 10
+
+
+def test_a_judge_may_move_but_not_become_another(tools):
+    def described(weight: float = 1.0, **options: Any) -> Any:
+        judge = {"name": "judge_accuracy", "server": options}
+        rule = {"name": "rule_then_judge", "rule": {"name": "math", "deadline_s": options.get("timeout_s", 5.0)}}
+        return describe_rewards(tools.make_table({"t": [judge | {"weight": weight}, rule | {"judge": judge}]}))
+
+    here = described(model="m", url="http://a:1")
+    assert described(model="m", url="http://b:2", timeout_s=9.0, retries=1, cache="c.sqlite") == here
+    assert described(model="n", url="http://a:1") != here != described(model="m", temperature=0.5)
+    assert described(2.0, model="m") != here
+    assert {field.name for field in fields(JudgeServer)} > HOW_A_JUDGE_IS_ASKED
+    long, short = ({"name": "length", "max_tokens": n, "buffer_tokens": 9} for n in (99, 98))
+    assert describe_rewards(tools.make_table({"t": long})) != describe_rewards(tools.make_table({"t": short}))
+
+
+def test_how_rewards_become_a_score_is_a_part_of_what_made_the_answers(tools):
+    reward = WeightedReward(make_reward("exact_match"))
+    plain = RewardTable({"t": TaskRewards((reward,))})
+    for other in (TaskRewards((reward,), answer="tagged"), TaskRewards((reward,), clip=(0, 0.5)),
+                  TaskRewards((replace(reward, gate=True),), aggregation="gate_by_correctness"),
+                  TaskRewards((reward,), error=0.0)):  # fmt: skip
+        assert describe_rewards(RewardTable({"t": other})) != describe_rewards(plain)
+
+
+def test_judges_that_see_are_shown_the_images_of_the_prompt(run, tools, tmp_path):
+    seen: list[Any] = []
+
+    @dataclass(frozen=True)
+    class Looks:
+        def __call__(self, completion: Any, reference: Any) -> Score:
+            seen.append(completion.images)
+            return Score(value=1.0)
+
+        def perfect_answer(self, reference: Any) -> None:
+            return None
+
+    source = from_rows([{"prompt": "<image>?", "images": [noise(1)]}])
+    run(tmp_path, sources={"a": source}, rewards=tools.make_table({"default": Looks()}))
+    assert [image.size for image in seen[0]] == [(70, 33)]
 
 
 def test_a_reward_that_returns_no_scores_ends_the_stage_with_its_name(run, tools, tmp_path):

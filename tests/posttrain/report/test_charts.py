@@ -81,6 +81,28 @@ def test_a_single_point_is_a_dot_and_no_point_is_no_chart() -> None:
     assert line_chart("t", {"a": []}) is None
 
 
+def test_a_number_too_small_to_halve_is_drawn_as_nought() -> None:
+    chart = line_chart("t", {"a": [(0, 5e-324), (1, 0.0)]})
+    assert chart is not None and [text for _, text in chart.y_ticks] == ["0", "0.5", "1"]
+
+
+def test_counters_of_collapses_have_charts_of_their_own() -> None:
+    names = ["calls_mean", "no_call_frac", "one_call_frac", "spam_frac", "repeated_call_frac", "error_frac"]
+    row = {f"tools/{name}": 0.5 for name in names} | {"turns/mean": 2.0, "over_turn_frac": 0.1, "reward": 1.0}
+    groups = {group.title: [c.title for c in group.charts] for group in panel_groups([{"step": 0} | row])}
+    assert groups == {
+        "Learning": ["Reward"],
+        "Episodes": [
+            "Tool calls an episode",
+            "Turns an episode",
+            "Episodes with no call, or with one",
+            "Episodes that repeat a call",
+            "Failed calls",
+            "Episodes cut short or broken",
+        ],
+    }
+
+
 def test_a_metric_that_some_steps_lack_is_one_line() -> None:
     rows = [{"step": s, "reward/a": 0.5 if s % 3 == 0 else None} for s in range(30)]
     [group] = panel_groups(rows)

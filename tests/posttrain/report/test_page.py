@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import posttrain.report
 from posttrain.errors import ConfigError
 from posttrain.report import write_report
+from posttrain.report.card_tokens import card_tokens
+
+from .conftest import EPISODE, GROUND
 
 HOSTILE = "</div></script><script>alert(1)</script><img src=x onerror=alert(2)> \"' onmouseover='alert(3)' {{ 7*7 }}"
 
@@ -66,7 +70,7 @@ def test_a_small_run_shows_its_stages_metrics_and_trajectory(run_folder: Path) -
     assert "text/loss ↓ 2.00 0.500 −1.50" in words
     assert "format ↑ 1.00 0.500 −0.500" in words
     assert "1 of 1 recorded" in words and "train.jsonl:17" in words
-    assert "shaded by gate weight" in words
+    assert "tokens coloured by gate weight" in words
     assert "unfinished" not in words and "remark" not in words
     [card] = elements.with_class("card")
     assert (card["data-stage"], card["data-task"], card["data-reward"]) == ("rl", "ground", "0.75")
@@ -85,9 +89,137 @@ def test_every_logged_metric_is_drawn_once_and_unknown_keys_too(run_folder: Path
     assert sorted(labels) == ["gate/positive_mean", "loss", "loss", "reward", "x"]
 
 
-def test_tokens_are_shaded_by_what_the_gate_took_away(run_folder: Path) -> None:
-    tokens = [a for tag, a in page(run_folder).tags if tag == "i" and "gate" in (a.get("title") or "")]
-    assert [a["class"] for a in tokens] == ["s0", "s6"]  # gates 1 and 0.25: no shade, and 0.75 of seven rounded up
+def test_tokens_carry_a_mark_for_each_number_that_was_recorded(run_folder: Path) -> None:
+    elements = page(run_folder)
+    tokens = [a for tag, a in elements.tags if tag == "i" and "gate" in (a.get("title") or "")]
+    # Gates 1 and 0.25: none, and 0.75 of seven rounded up. -2.5 of -5 nats: half. Advantage -0.5 of 2: a quarter.
+    assert [a["class"] for a in tokens] == ["n2", "g6 l4 n2"]
+    assert tokens[1]["title"] == "gate 0.250, logprob −2.50"
+    [section] = [a for tag, a in elements.tags if tag == "section" and a.get("id") == "trajectories"]
+    assert section["data-shade"] == "gate"  # coloured without the script, too
+
+
+@pytest.mark.parametrize(
+    ("token", "advantage", "marks"),
+    [
+        ({"gap": 0.001}, None, ""),
+        ({"gap": 0.1}, None, "p5"),  # two of three decades
+        ({"gap": 50.0}, None, "p7"),
+        ({"gap": 0.0}, None, ""),
+        ({"advantage": -9.0}, 1.0, "n7"),  # the token's own comes first
+        ({}, 0.5, "a2"),
+        ({"gate": 0.999}, None, ""),
+        ({"logprob": None}, None, ""),
+    ],
+)
+def test_marks_of_tokens(token: dict[str, float], advantage: float | None, marks: str) -> None:
+    assert card_tokens([{"text": "x"} | token], advantage)[0].marks == marks
+
+
+def test_an_episode_shows_its_turns_calls_and_errors(run_folder: Path) -> None:
+    add_episode(run_folder)
+    elements = page(run_folder)
+    words = " ".join(elements.text.split())
+    assert "3 turns 2 calls 1 failed truncated" in words
+    assert "image_zoom_in_tool bbox_2d [100, 200, 500, 600] tool" in words
+    assert "1 cut from image 0 : sign environment: 0.250 s policy, turn 2" in words
+    assert words.count("there is no tool 'image_zoom'") == 1  # the answer tells it already
+    assert "truncated: over 3 turns" in words
+    [crop] = elements.with_class("crop")
+    assert [float(crop[k] or 0) for k in ("x", "y", "width", "height")] == [6.4, 12.8, 25.6, 25.6]
+    assert crop["data-crop"] == "1" and crop["class"] == "crop c0"
+    episode = next(a for a in elements.with_class("card") if a["data-task"] == "zoom")
+    assert (episode["data-calls"], episode["data-failed"], episode["data-reward"]) == ("2", "1", "")
+
+
+def test_two_crops_of_one_place_keep_both_their_badges(run_folder: Path) -> None:
+    boxes = [{**EPISODE["boxes"][0], "made": made} for made in (1, 2)]
+    add_episode(run_folder, boxes=boxes, images=["images/scene.png", "images/crop.png", "images/crop.png"])
+    badges = [a for a in page(run_folder).with_class("badge") if "style" in a]
+    assert [a["style"] for a in badges] == ["--x:10.0%;--y:20.0%;--shift:0", "--x:10.0%;--y:20.0%;--shift:1"]
+
+
+def test_a_crop_that_was_not_kept_says_so(run_folder: Path) -> None:
+    add_episode(run_folder, images=["images/scene.png", None])
+    elements = page(run_folder)
+    assert "was not recorded" in elements.text
+    assert elements.with_class("crop") and not elements.with_class("crops")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"turns": 5},
+        {"turns": [5, {"calls": 3, "observation": [4, {"images": [-1, 99, "a", True]}], "tokens": [1]}]},
+        {"turns": [{"calls": [{"arguments": [1], "error": 3, "name": None}, 7]}]},
+        {"boxes": [{"kind": "crop", "bbox_2d": [0, 0, 9, 9], "made": made} for made in ("1", 99, -1, None, True)]},
+        {"boxes": [{"kind": "crop", "bbox_2d": [0, 0, 9, 9], "made": 0, "image": 1}]},
+        {"images": {"a": 1}},
+    ],
+)
+def test_oddly_typed_episodes_do_not_stop_the_page(run_folder: Path, changed: dict[str, object]) -> None:
+    add_episode(run_folder, **changed)
+    elements = page(run_folder)
+    assert len(elements.with_class("card")) == 2
+    ids = {a["id"] for _, a in elements.tags if "id" in a}
+    links = [a["href"] or "" for tag, a in elements.tags if tag == "a"]
+    assert [link for link in links if link[1:] not in ids] == []
+
+
+def test_only_so_many_tokens_of_a_page_are_coloured(run_folder: Path) -> None:
+    row = GROUND | {"tokens": [{"text": "word ", "logprob": -1.0, "gate": 0.5, "gap": 0.1}] * 1_000}
+    path = run_folder / "stages" / "rl" / "trajectories.jsonl"
+    path.write_text("".join(json.dumps(row | {"step": s, "example": f"e{s}"}) + "\n" for s in range(96)))
+    report = write_report(run_folder)
+    elements = Elements(report.read_text())
+    assert sum(tag == "i" and "logprob" in (a.get("title") or "") for tag, a in elements.tags) == 20_000
+    assert elements.text.count("tokens are not coloured: there are too many for this page") == 76
+    assert report.stat().st_size < 3_500_000
+
+
+def test_a_long_episode_shows_its_first_turns(run_folder: Path) -> None:
+    add_episode(run_folder, turns=[{"text": f"turn {n}"} for n in range(50)])
+    words = " ".join(page(run_folder).text.split())
+    assert "turn 39" in words and "turn 40 " not in words.split("policy, turn 40")[1]
+    assert "10 more turns are not shown" in words and "50 turns" in words
+
+
+def test_texts_can_be_read_on_what_lies_behind_them() -> None:
+    """WCAG 2.2: a contrast of 4.5 to 1 for text (1.4.3), of 3 to 1 for signs (1.4.11)."""
+    style = (Path(posttrain.report.__file__).parent / "style.css").read_text()
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6});", part)) for part in style.split("@media (prefers", 1))
+    for palette in (light, light | dark):
+        for text, behind in (
+            ("ink", "card"),
+            ("ink", "well"),
+            ("soft", "card"),
+            ("soft", "page"),
+            ("accent", "card"),
+            ("bad", "bad-tint"),
+            ("bad", "card"),
+            ("warn", "warn-tint"),
+            *(("on-series", f"s{k}") for k in range(8)),
+        ):
+            ratio = contrast(palette[text], palette[behind])
+            assert ratio >= (3.0 if text == "on-series" else 4.5), (text, behind, ratio)
+
+
+def contrast(first: str, second: str) -> float:
+    """Relative luminances as WCAG defines them."""
+
+    def luminance(colour: str) -> float:
+        channels = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def add_episode(folder: Path, **changed: object) -> None:
+    stage = folder / "stages" / "rl"
+    Image.new("RGB", (48, 48), "olive").save(stage / "images" / "crop.png")
+    append(stage / "trajectories.jsonl", json.dumps({**EPISODE, **changed}) + "\n")
 
 
 def test_the_page_needs_nothing_from_outside(run_folder: Path) -> None:
@@ -102,6 +234,7 @@ def test_the_page_needs_nothing_from_outside(run_folder: Path) -> None:
 
 
 def test_hostile_text_stays_text_wherever_a_run_can_put_it(run_folder: Path) -> None:
+    add_episode(run_folder)
     harmless = page(run_folder)
     for name in ("manifest.json", "summary.json", "stages/rl/result.json"):
         path = run_folder / name
@@ -240,14 +373,14 @@ def test_a_big_run_stays_small(run_folder: Path) -> None:
     row = json.loads((stage / "trajectories.jsonl").read_text())
     row |= {"completion": "word " * 2_000, "tokens": [{"text": "word ", "logprob": -1.0}] * 2_000}
     with (stage / "trajectories.jsonl").open("w") as file:
-        for step in range(300):
+        for step in range(150):
             file.write(json.dumps(row | {"step": step, "images": [f"images/{step % 12}.png"]}) + "\n")
     metrics = [{"step": s} | {f"reward/{k}": float(noise.normal()) for k in range(12)} for s in range(2_000)]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
     report = write_report(run_folder)
     assert report.stat().st_size < 3_500_000
     words = " ".join(Elements(report.read_text()).text.split())
-    assert "96 of 300 recorded" in words and "more characters)" in words
+    assert "96 of 150 recorded" in words and "more characters)" in words
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

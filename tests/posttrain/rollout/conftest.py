@@ -13,7 +13,7 @@ from posttrain.model import Budget, Family, ImagePatches, ModelFacts, PackedPoli
 from posttrain.model.loading import load_model, load_processor
 from posttrain.model.tiny import build_tiny
 
-from posttrain.rollout.engine import Request, Sample
+from posttrain.rollout.engine import Request, Sample, Stream
 
 
 @dataclass
@@ -52,6 +52,30 @@ class Tiny:
             self.request("How many shapes are there in both?", [(96, 64), (64, 128)], n),
             self.request("hi", n=n),
         ]
+
+    def episode(self, stream: Stream, turns: int, max_new_tokens: int) -> tuple[TokenSequence, np.ndarray]:
+        """A conversation with an image before each turn, token by token as it was shown and said: the sequence as it
+        is trained on, and the engine's log-probabilities of its trained tokens."""
+        shown = self.request("Look.", [(64, 64)], n=1)
+        token_ids, mask, logprobs = shown.token_ids, np.zeros(len(shown.token_ids), dtype=bool), []
+        images, pictures = shown.images, shown.pictures
+        for turn in range(turns):
+            if turn:
+                shown = self.request(f"Again, turn {turn}.", [(32 + 32 * turn, 96)], n=1)
+                token_ids = np.concatenate([token_ids, shown.token_ids])
+                mask = np.concatenate([mask, np.zeros(len(shown.token_ids), dtype=bool)])
+                images, pictures = images + shown.images, pictures + shown.pictures
+            request = Request(token_ids=token_ids, images=images, pictures=pictures, n=1)
+            stream.add(turn, request, max_new_tokens=max_new_tokens, seed=turn)
+            answers = []
+            while not answers:
+                answers = stream.poll(5.0)
+            (answer,) = answers
+            assert (answer.key, answer.index) == (turn, 0)
+            token_ids = np.concatenate([token_ids, answer.sample.token_ids])
+            mask = np.concatenate([mask, np.ones(len(answer.sample.token_ids), dtype=bool)])
+            logprobs.append(answer.sample.logprobs)
+        return TokenSequence(token_ids=token_ids, mask=mask, images=images), np.concatenate(logprobs)
 
     def gap(self, requests: Sequence[Request], samples: Sequence[Sequence[Sample]], temperature: float = 1.0) -> float:
         """Largest difference in nats between the engine's log-probabilities and the trainer's."""

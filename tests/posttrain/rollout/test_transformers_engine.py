@@ -133,7 +133,7 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(load_tiny) -> None:
 def test_a_sample_ends_with_the_end_of_turn_exactly_when_it_says_so(load_tiny) -> None:
     tiny = load_tiny(Family.QWEN3_VL)
     request = tiny.request("Locate the red circle.", [(64, 64)], n=32)
-    tiny.crave(tiny.facts.eos_token_ids[1], request, nats=-2.0)
+    tiny.crave(tiny.facts.eos_token_ids[1], request, nats=1.0)
     (samples,) = TransformersEngine(tiny.policy, tiny.facts).generate([request], Sampling(max_new_tokens=12))
     assert {sample.stop for sample in samples} == {"end", "length"}
     for sample in samples:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from posttrain.model import Family, PackedPolicy
+from posttrain.model import Budget, Family, PackedPolicy
 
 from posttrain.errors import EngineError
-from posttrain.rollout.engine import Request, Sampling
+from posttrain.rollout.engine import Request, Sampling, Stream
 from posttrain.rollout.transformers_engine import TransformersEngine
-from posttrain.rollout.vllm_engine import VllmEngine, full_logprobs, one_token_an_image
+from posttrain.rollout.vllm_engine import VllmEngine
+from posttrain.rollout.vllm_prompts import full_logprobs, one_token_an_image
 
 PARITY = 1e-5
 """Nats in float32, measured 2.4e-6."""
@@ -63,6 +64,15 @@ def test_experts_cannot_be_updated_on_a_cpu(load_tiny, monkeypatch: pytest.Monke
     monkeypatch.setattr(engine, "facts", tiny.facts, raising=False)
     with pytest.raises(EngineError, match="experts"):
         engine.update_weights(tiny.policy, 1)
+
+
+def drain(stream: Stream) -> dict[tuple[int, int], list[int]]:
+    """(key, index) -> the tokens said, of all that is running."""
+    answers = {}
+    while stream.num_running:
+        for answer in stream.poll(1.0):
+            answers[answer.key, answer.index] = answer.sample.token_ids.tolist()
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +178,74 @@ class TestEngine:
             engine.generate([Request(token_ids=np.full(512, 40))], Sampling(max_new_tokens=2))
 
     def test_failures_of_vllm_are_engine_errors_with_their_cause(self, engine: VllmEngine) -> None:
-        with pytest.raises(EngineError, match=r"vLLM failed while generating: \w+") as failure:
+        with pytest.raises(EngineError, match=r"vLLM cannot take a prompt: \w+") as failure:
             engine.generate([Request(token_ids=np.array([1 << 30]))], Sampling(max_new_tokens=2))
         assert failure.value.__cause__ is not None
+        assert engine.stream(Sampling(max_new_tokens=2)).num_running == 0
+
+    def test_an_episode_of_two_turns_with_an_image_each_has_the_trainers_log_probabilities(self, engine, tiny) -> None:
+        stream = engine.stream(Sampling(max_new_tokens=0))
+        sequence, logprobs = tiny.episode(stream, turns=2, max_new_tokens=10)
+        stream.close()
+        assert len(sequence.images) == 2 and sequence.num_trained == len(logprobs) > 4
+        tiny.policy.eval()
+        (ours,) = tiny.policy.logprobs([sequence], Budget(tokens=4096))
+        assert np.abs(ours.numpy() - logprobs).max() < PARITY
+
+    def test_requests_join_a_stream_that_is_at_others(self, engine: VllmEngine, tiny) -> None:
+        """Each is answered as if it had been alone: samples depend on their seed, not on company."""
+        requests, sampling = tiny.mixed_requests(n=2), Sampling(max_new_tokens=0)
+
+        def alone(key: int) -> list[list[int]]:
+            stream = engine.stream(sampling)
+            stream.add(key, requests[key], max_new_tokens=6 + 6 * key, seed=key)
+            return [said[1] for said in sorted(drain(stream).items())]
+
+        stream = engine.stream(sampling)
+        stream.add(0, requests[0], max_new_tokens=6, seed=0)
+        answers = {}
+        for key in (1, 2):
+            for answer in stream.poll(0.0):
+                answers[answer.key, answer.index] = answer.sample.token_ids.tolist()
+            stream.add(key, requests[key], max_new_tokens=6 + 6 * key, seed=key)
+        answers |= drain(stream)
+        for key in range(3):
+            assert [answers[key, index] for index in range(2)] == alone(key)
+        assert stream.num_running == 0 and stream.poll(0.1) == []
+
+    def test_samples_come_one_by_one_as_they_end(self, engine: VllmEngine, tiny) -> None:
+        stream = engine.stream(Sampling(max_new_tokens=0))
+        stream.add(7, tiny.request("hi", n=3), max_new_tokens=40, seed=1)
+        stream.add(8, tiny.request("you", n=1), max_new_tokens=2, seed=1)
+        assert stream.num_running == 4
+        first = []
+        while not first:
+            first = stream.poll(5.0)
+        assert [answer.key for answer in first] == [8] and stream.num_running == 3
+        stream.close()
+        assert stream.num_running == 0 and stream.poll(0.1) == []
+
+    def test_two_streams_get_their_own_answers(self, engine: VllmEngine, tiny) -> None:
+        streams = [engine.stream(Sampling(max_new_tokens=0, temperature=t)) for t in (0.0, 1.0)]
+        for stream in streams:
+            stream.add(0, tiny.request("hi", n=2), max_new_tokens=8, seed=3)
+        greedy, sampled = drain(streams[0]), drain(streams[1])
+        assert greedy[0, 0] == greedy[0, 1] and sampled[0, 0] != sampled[0, 1]
+
+    def test_weights_are_not_exchanged_under_a_running_stream(self, engine: VllmEngine, tiny) -> None:
+        stream = engine.stream(Sampling(max_new_tokens=0))
+        stream.add(0, tiny.request("hi", n=1), max_new_tokens=30, seed=0)
+        with pytest.raises(EngineError, match="while it is at 1 samples: close the stream"):
+            engine.update_weights(tiny.policy, 1)
+        stream.close()
+        engine.update_weights(tiny.policy, 0)
+
+    def test_a_prompt_whose_two_images_run_together_is_refused(self, engine: VllmEngine, tiny) -> None:
+        request = tiny.request("Which?", [(64, 64), (64, 64)])
+        ids = request.token_ids
+        marks = (tiny.facts.vision_start_token_id, tiny.facts.vision_end_token_id)
+        with pytest.raises(EngineError, match="2 images and 1 places"):
+            engine.generate([replace(request, token_ids=ids[~np.isin(ids, marks)])], Sampling(max_new_tokens=2))
 
     def test_generating_leaves_the_random_states_alone(self, engine: VllmEngine, tiny) -> None:
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state()

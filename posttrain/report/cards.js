@@ -1,5 +1,6 @@
+// Filters for the trajectories, the choice of what colours their tokens, and crops that light up with their boxes.
+// The page is complete without them.
 "use strict";
-// Filters for the trajectories and a read-out for the charts. The page is complete without either.
 
 (function filters() {
   const form = document.querySelector(".filters");
@@ -13,6 +14,8 @@
     stage: node.dataset.stage,
     task: node.dataset.task,
     status: node.dataset.status,
+    calls: node.dataset.calls,
+    failed: Number(node.dataset.failed),
     step: Number(node.dataset.step),
     reward: node.dataset.reward === "" ? null : Number(node.dataset.reward),
   }));
@@ -20,11 +23,14 @@
   let limit = PAGE;
 
   const stages = [...new Set(cards.map((card) => card.stage))];
-  for (const key of ["stage", "task", "status"]) {
+  const keys = ["stage", "task", "status", "calls"];
+  for (const key of keys) {
     const values = [...new Set(cards.map((card) => card[key]))];
+    if (key === "calls") values.sort((a, b) => a - b);
     for (const value of values) form.elements[key].add(new Option(value, value));
     if (values.length < 2) form.elements[key].closest("label").hidden = true;
   }
+  form.elements.failed.closest("label").hidden = !cards.some((card) => card.failed);
 
   // Unscored trajectories come last in either order.
   const byReward = (a, b, sign) => {
@@ -37,6 +43,7 @@
     early: (a, b) => position(a) - position(b) || a.index - b.index,
     best: (a, b) => byReward(a, b, -1) || a.index - b.index,
     worst: (a, b) => byReward(a, b, 1) || a.index - b.index,
+    most: (a, b) => b.calls - a.calls || a.index - b.index,
   };
 
   function show() {
@@ -45,7 +52,8 @@
     const high = wanted("high") === "" ? null : Number(wanted("high"));
     const matching = cards.filter(
       (card) =>
-        ["stage", "task", "status"].every((key) => !wanted(key) || card[key] === wanted(key)) &&
+        keys.every((key) => !wanted(key) || card[key] === wanted(key)) &&
+        (!form.elements.failed.checked || card.failed) &&
         (low === null || (card.reward !== null && card.reward >= low)) &&
         (high === null || (card.reward !== null && card.reward <= high)),
     );
@@ -61,7 +69,11 @@
       matching.length === cards.length ? "" : `${matching.length} of ${cards.length} match`;
   }
 
-  form.addEventListener("input", () => {
+  form.addEventListener("input", (event) => {
+    if (event.target.name === "shade") {
+      form.closest("section").dataset.shade = event.target.value;
+      return;
+    }
     limit = PAGE;
     show();
   });
@@ -73,56 +85,16 @@
   show();
 })();
 
-(function readOuts() {
-  const tip = document.createElement("div");
-  tip.className = "tip";
-  tip.hidden = true;
-  document.body.append(tip);
-
-  const write = (value) => {
-    if (value === null) return "–";
-    const size = Math.abs(value);
-    return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+(function crops() {
+  const list = document.querySelector(".cards");
+  if (!list) return;
+  let lit = [];
+  const light = (event) => {
+    const crop = event.target.closest("[data-crop]");
+    for (const node of lit) node.classList.remove("lit");
+    lit = crop ? [...crop.closest(".card").querySelectorAll(`[data-crop="${crop.dataset.crop}"]`)] : [];
+    for (const node of lit) node.classList.add("lit");
   };
-
-  function cell(tag, text, className) {
-    const node = document.createElement(tag);
-    node.textContent = text;
-    if (className) node.className = className;
-    return node;
-  }
-
-  for (const chart of document.querySelectorAll(".chart[data-hover]")) {
-    const svg = chart.querySelector("svg");
-    const cursor = svg.querySelector(".cursor");
-    const colours = [...svg.querySelectorAll("g")].map((group) => group.getAttribute("class"));
-    let data = null;
-
-    svg.addEventListener("pointermove", (event) => {
-      data = data || JSON.parse(chart.dataset.hover);
-      const frame = svg.getBoundingClientRect();
-      const x = ((event.clientX - frame.left) / frame.width) * svg.viewBox.baseVal.width;
-      let nearest = 0;
-      data.px.forEach((px, index) => {
-        if (Math.abs(px - x) < Math.abs(data.px[nearest] - x)) nearest = index;
-      });
-      cursor.setAttribute("d", `M${data.px[nearest]} 8V${svg.viewBox.baseVal.height - 22}`);
-      tip.replaceChildren(cell("div", `step ${data.x[nearest].toLocaleString("en")}`, "tip-step"));
-      data.rows.slice(0, 12).forEach(([label, values, smoothed], index) => {
-        const row = cell("div", "", `tip-row ${colours[index]}`);
-        row.append(cell("b", ""), cell("span", label), cell("em", write(values[nearest])));
-        if (smoothed.length) row.append(cell("small", `~ ${write(smoothed[nearest])}`));
-        tip.append(row);
-      });
-      tip.hidden = false;
-      const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);
-      const above = event.clientY + 18 + tip.offsetHeight > window.innerHeight;
-      tip.style.left = `${Math.max(8, left)}px`;
-      tip.style.top = `${above ? event.clientY - tip.offsetHeight - 12 : event.clientY + 18}px`;
-    });
-    svg.addEventListener("pointerleave", () => {
-      tip.hidden = true;
-      cursor.setAttribute("d", "");
-    });
-  }
+  for (const name of ["pointerover", "focusin"]) list.addEventListener(name, light);
+  list.addEventListener("pointerleave", light);
 })();

@@ -1,0 +1,180 @@
+"""Sampling on vLLM servers, one or many, wherever they are: the trainer sends prompts, images and its weights."""
+
+import asyncio
+import logging
+import secrets
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import distributed, nn
+
+from posttrain.errors import ConfigError, EngineError
+from posttrain.model import ModelFacts
+from posttrain.rollout.engine import Request, Sample, Sampling
+from posttrain.rollout.server_client import ServerClient
+from posttrain.rollout.server_fleet import Fleet, Patience
+from posttrain.rollout.server_member import Member
+from posttrain.rollout.server_stream import Background, ServerStream
+from posttrain.rollout.server_weights import Published, read_through, write_weights
+from posttrain.rollout.vllm_prompts import vllm_seed
+from posttrain.serving.memory import memory_folder
+
+_log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+
+class VllmServerEngine:
+    """An engine on servers that `posttrain serve` has started, each with the model that is trained.
+
+    Requests go to the server that knows the beginning of their prompt, or has the least to do; a server that dies loses
+    nothing but time, for its requests are asked elsewhere, and it is given the present weights when it is back. Every
+    sample says, by vLLM's own stamp, which weights it was drawn from; others than the present ones are never returned.
+    Under a launcher all ranks ask the same servers, and rank 0 gives them weights; this has not been tried on several
+    machines yet.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        facts: ModelFacts,
+        *,
+        weights_dir: Path | None = None,
+        api_key_env: str | None = None,
+        timeout_s: float = 600.0,
+        retries: int = 5,
+        without_servers_s: float = 120.0,
+        concurrency: int = 256,
+        load_s: float = 600.0,
+        probe_every_s: float = 5.0,
+        probe_s: float = 30.0,
+    ) -> None:
+        """servers: their addresses, like http://host:8000.
+
+        weights_dir: a folder that trainer and servers both see (`posttrain serve --weights-dir`), for weights; None
+        uploads them. api_key_env: the environment variable that holds the servers' key. timeout_s: for one try of one
+        sample. retries: tries after the first. without_servers_s: how long no server at all may answer, before
+        EngineError is raised. concurrency: samples that one server is at. load_s: for a server to be given weights.
+        probe_every_s, probe_s: how often the health of a server at work is looked at, and how long that may take.
+        Asks every server what it is. Raises EngineError where none answers, or one cannot be used; ConfigError for
+        arguments that cannot be right.
+        """
+        if not servers or len(set(servers)) < len(servers):
+            raise ConfigError(f"engine: servers must name at least one address, each once; got {list(servers)}")
+        if concurrency < 1 or timeout_s <= 0 or retries < 0 or without_servers_s < 0:
+            raise ConfigError(
+                "engine: concurrency and timeout_s must be above 0, retries and without_servers_s not below"
+            )
+        if weights_dir is not None and not weights_dir.is_dir():
+            raise ConfigError(f"engine: weights_dir {weights_dir} is no folder; make it where the servers see it too")
+        self._facts = facts
+        self._run = _same_for_all_ranks(secrets.token_hex(6))
+        self._weights_dir = weights_dir
+        self._own: Path | None = None
+        self._load_s = load_s
+        clients = [ServerClient(url, api_key_env=api_key_env) for url in servers]
+        members = [Member(client, facts, load_s=load_s) for client in clients]
+        patience = Patience(
+            timeout_s=timeout_s,
+            retries=retries,
+            without_servers_s=without_servers_s,
+            probe_every_s=probe_every_s,
+            probe_s=probe_s,
+        )
+        self._fleet = Fleet(members, patience, concurrency=concurrency)
+        self._background = Background()
+        self._num_updates = 0
+        try:
+            self._wait_for(self._fleet.look(), without_servers_s + load_s)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def max_model_len(self) -> int:
+        """Of the server that reads the least."""
+        return min(member.max_model_len for member in self._fleet.members if member.max_model_len)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
+        """`n` samples for every request. Equal seeds give equal samples, whichever servers answer, up to rounding.
+
+        Raises EngineError where a prompt is too long or cannot be read, and when no server answers.
+        """
+        stream = self.stream(sampling)
+        found: list[dict[int, Sample]] = [{} for _ in requests]
+        try:
+            for place, request in enumerate(requests):
+                seed = vllm_seed(sampling.seed, place)
+                stream.add_seeded(place, request, max_new_tokens=sampling.max_new_tokens, seed=seed)
+            while stream.num_running:
+                for answer in stream.poll(1.0):
+                    found[answer.key][answer.index] = answer.sample
+        finally:
+            stream.close()
+        return [[found[place][index] for index in range(request.n)] for place, request in enumerate(requests)]
+
+    def stream(self, sampling: Sampling) -> ServerStream:
+        return ServerStream(self._fleet, self._background, self._facts, sampling, self.max_model_len)
+
+    def update_weights(self, policy: nn.Module, version: int) -> None:
+        """Writes the policy's weights, adapters merged, and has every server load them; samples that were still being
+        drawn begin anew. Servers that are down get them when they are back.
+
+        Raises EngineError where no server takes them, on every rank.
+        """
+        self._num_updates += 1
+        label = f"{self._run}-{version}-{self._num_updates}"
+        if self._weights_dir is None:
+            self._weights_dir = self._own = memory_folder("weights")
+        before, present = self._fleet.present, Published(label=label, version=version, folder=self._weights_dir / label)
+        failure = ""
+        if _rank() == 0:
+            try:
+                write_weights(policy, present.folder)
+                self._wait_for(self._fleet.hold(present), 3 * self._load_s)
+                if before is not None:
+                    before.remove()
+            except EngineError as error:
+                failure = str(error)
+        else:
+            read_through(policy)
+            self._fleet.present = present
+        if failure := _same_for_all_ranks(failure):
+            raise EngineError(failure)
+
+    def rest(self) -> None:
+        """Nothing: the servers' memory is theirs."""
+
+    def close(self) -> None:
+        """Lets go of the servers, which run on with the last weights, and removes the files of weights."""
+        if self._background.is_alive:
+            asyncio.run_coroutine_threadsafe(self._fleet.close(), self._background.loop).result(10)
+            self._background.stop()
+        if _rank() == 0 and self._fleet.present is not None:
+            self._fleet.present.remove()
+        if self._own is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    def _wait_for(self, work: Any, limit_s: float) -> Any:
+        future = asyncio.run_coroutine_threadsafe(work, self._background.loop)
+        try:
+            return future.result(limit_s)
+        except FutureTimeout:
+            future.cancel()
+            raise EngineError(f"the vLLM servers did not take the weights within {limit_s:g} s: raise load_s") from None
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def _same_for_all_ranks(text: str) -> str:
+    """Rank 0's."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return text
+    box = [text]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]

@@ -1,0 +1,222 @@
+"""One or many vLLM servers as one: requests spread by load, tried again elsewhere, and never waited for in vain."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from posttrain.errors import EngineError
+from posttrain.rollout.engine import Sample
+from posttrain.rollout.server_client import GENERATE, ServerLost, TryFailed
+from posttrain.rollout.server_member import FRESH, Member
+from posttrain.rollout.server_samples import Job, said_in
+from posttrain.rollout.server_weights import Published
+
+_SLACK = 4
+"""Requests that a server which knows a prompt may have above the least loaded one, besides a half."""
+_AGAIN_S = (0.5, 5.0)
+"""First and longest pause before a server that is down is asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long what is waited for."""
+
+    timeout_s: float
+    """Of one try of one request."""
+    retries: int
+    """Tries after the first."""
+    without_servers_s: float
+    """With no server answering, before the engine gives up: long enough for a restart."""
+    probe_every_s: float = 5.0
+    """Between two looks at the health of a server that is at a request."""
+    probe_s: float = 30.0
+    """For its health to be said."""
+
+
+class Homes:
+    """Which server knows a prompt: all samples and all later turns of a conversation begin with its first prompt."""
+
+    def __init__(self) -> None:
+        self._servers: dict[tuple[int, bytes], Member] = {}
+        self._lengths: set[int] = set()
+
+    def of(self, token_ids: np.ndarray) -> Member | None:
+        for length in sorted(self._lengths, reverse=True):
+            if length <= len(token_ids) and (home := self._servers.get(_key(token_ids, length))) is not None:
+                return home
+        return None
+
+    def learn(self, token_ids: np.ndarray, server: Member) -> None:
+        self._lengths.add(len(token_ids))
+        self._servers[_key(token_ids, len(token_ids))] = server
+
+
+def _key(token_ids: np.ndarray, length: int) -> tuple[int, bytes]:
+    return length, hashlib.blake2b(np.ascontiguousarray(token_ids[:length]).tobytes(), digest_size=12).digest()
+
+
+class Fleet:
+    """Used from one event loop."""
+
+    def __init__(self, members: Sequence[Member], patience: Patience, *, concurrency: int) -> None:
+        """concurrency: requests that a server is at, at most; it makes batches of them itself."""
+        self.members, self._patience, self._concurrency = members, patience, concurrency
+        self.present: Published | None = None
+        self._changed = asyncio.Condition()
+        self._looking: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_running(self) -> int:
+        return sum(member.num_running for member in self.members)
+
+    async def sample(self, job: Job, homes: Homes) -> Sample:
+        """One sample, stamped with the version whose weights said it.
+
+        Raises EngineError when no server has answered for too long, after too many tries, or where trying is no use.
+        """
+        failures = []
+        for attempt in range(self._patience.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(0.25 * 2**attempt, 5.0))
+            member = await self._free(job, homes)
+            try:
+                with member.at_work():
+                    return await self._asked(member, job)
+            except ServerLost as failure:
+                self._lost(member, str(failure))
+                failures.append(f"{member.url} {failure}")
+            except TryFailed as failure:
+                member.doubt()
+                failures.append(f"{member.url} {failure}")
+            finally:
+                async with self._changed:
+                    self._changed.notify()
+        raise EngineError(
+            f"a request failed {len(failures)} times, the last time {failures[-1]}: see in the server's log what "
+            "went wrong there"
+        )
+
+    async def look(self) -> None:
+        """Learns what the servers are; waits for the first one to answer."""
+        begun = time.monotonic()
+        while True:
+            results = await asyncio.gather(*(member.look() for member in self.members), return_exceptions=True)
+            absent = []
+            for member, result in zip(self.members, results, strict=True):
+                if isinstance(result, (ServerLost, TryFailed)):
+                    absent.append(member)
+                    member.why = str(result)
+                elif isinstance(result, BaseException):
+                    raise result
+            if len(absent) < len(self.members):
+                for member in absent:
+                    self._lost(member, member.why)
+                return
+            if time.monotonic() - begun >= self._patience.without_servers_s:
+                self._give_up()
+            await asyncio.sleep(_AGAIN_S[0])
+
+    async def hold(self, present: Published | None) -> None:
+        """Gives the weights to all servers. Those that are not there get them when they are back, before all else.
+
+        Raises EngineError when no server has them, or where one cannot hold them.
+        """
+        self.present = present
+        results = await asyncio.gather(*(self._gets(member) for member in self.members), return_exceptions=True)
+        for member, result in zip(self.members, results, strict=True):
+            if isinstance(result, (ServerLost, TryFailed)):
+                self._lost(member, str(result))
+            elif isinstance(result, BaseException):
+                raise result
+        if all(member.down_since is not None for member in self.members):
+            self._give_up()
+
+    async def close(self) -> None:
+        for task in self._looking:
+            task.cancel()
+        for member in self.members:
+            await member.client.close()
+
+    async def _gets(self, member: Member) -> None:
+        try:
+            await member.hold(self.present)
+        except TryFailed:
+            await asyncio.sleep(_AGAIN_S[0])
+            await member.hold(self.present)
+        member.found()
+
+    async def _asked(self, member: Member, job: Job) -> Sample:
+        present, patience = self.present, self._patience
+        try:
+            await member.hold(present)
+        except (TryFailed, EngineError) as failure:  # another may hold them
+            if present is None and isinstance(failure, EngineError):
+                raise
+            raise ServerLost(f"does not hold the present weights: {failure}") from failure
+        reply = await member.ask(
+            GENERATE,
+            job.body,
+            timeout_s=patience.timeout_s,
+            probe_every_s=patience.probe_every_s,
+            probe_s=patience.probe_s,
+        )
+        said = said_in(reply, job)
+        wanted = present.label if present is not None else FRESH
+        if said.labels != {wanted}:
+            raise TryFailed(f"sampled with weights {', '.join(sorted(said.labels))} instead of {wanted}")
+        return said.sample(present.version if present is not None else 0)
+
+    async def _free(self, job: Job, homes: Homes) -> Member:
+        """A server with room: the one that knows the prompt, unless others have much less to do."""
+        token_ids = job.request.token_ids
+        while True:
+            there = [member for member in self.members if member.down_since is None]
+            if not there:
+                since = max(member.down_since or 0.0 for member in self.members)
+                if time.monotonic() - since > self._patience.without_servers_s:
+                    self._give_up()
+            least = min(there, key=lambda member: member.num_running, default=None)
+            if least is not None and least.num_running < self._concurrency:
+                home = homes.of(token_ids)
+                if home is None:
+                    homes.learn(token_ids, least)
+                    return least
+                room = min(least.num_running * 1.5 + _SLACK, self._concurrency)
+                return home if home in there and home.num_running < room else least
+            async with self._changed:
+                try:
+                    async with asyncio.timeout(0.2 if not there else 5.0):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+
+    def _lost(self, member: Member, why: str) -> None:
+        if member.down_since is None:
+            member.lost(why)
+            task = asyncio.get_running_loop().create_task(self._look_for(member))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def _look_for(self, member: Member) -> None:
+        pause_s, longest_s = _AGAIN_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+            try:
+                await member.hold(self.present)
+            except (ServerLost, TryFailed, EngineError) as failure:
+                member.why = str(failure)
+                continue
+            member.found()
+            async with self._changed:
+                self._changed.notify_all()
+            return
+
+    def _give_up(self) -> NoReturn:
+        told = "; ".join(f"{member.url} {member.why}" for member in self.members)
+        raise EngineError(f"no vLLM server answers ({told}): start one with `posttrain serve`")
