@@ -182,6 +182,26 @@ def test_a_tiny_model_can_be_checked_without_a_folder() -> None:
     assert not check_recipe(parse_recipe(recipe), rows=2).problems
 
 
+def test_a_reference_far_behind_the_rows_that_are_looked_at_is_checked_all_the_same(content: Any) -> None:
+    rl = [{"prompt": "1+2?", "answer": "3"}] * 99 + [{"prompt": "x?", "answer": "]["}]
+    result = check_recipe(parse_recipe(content([talk("1+1?", "2")], rl)), rows=2)
+    (problem,) = result.problems
+    assert problem.startswith("stages.rl: rl.jsonl:100: math: ")
+    assert [stage.references for stage in result.stages] == [0, 100]
+
+
+def test_references_take_a_bounded_time_and_those_of_drawn_rows_are_not_all_scored(
+    content: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.check._REFERENCES_S", 0.0)
+    recipe = content([talk("1+1?", "2")], [{"prompt": "1+2?", "answer": "3"}] * 99)
+    assert [stage.references for stage in check_recipe(parse_recipe(recipe), rows=2).stages] == [0, 2]
+    monkeypatch.undo()
+    recipe["stages"]["rl"]["data"] = [{"scenes": {"task": "count", "size": 500}}]
+    recipe["rewards"] = {"count": {"rewards": [{"name": "count"}]}}
+    assert [stage.references for stage in check_recipe(parse_recipe(recipe), rows=2).stages] == [0, 2]
+
+
 @pytest.fixture
 def asking(content: Any, tiny_vl: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Problems of a recipe with one stage of answers."""

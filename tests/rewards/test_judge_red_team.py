@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.rewards import Completion, JudgeAccuracy, JudgePairwise, JudgeProcess, JudgeRubric
+from posttrain.rewards import Completion, ConversationTurn, JudgeAccuracy, JudgePairwise, JudgeProcess, JudgeRubric
 from posttrain.rewards import judge as judge_module
 from posttrain.rewards.judge_quotes import bounded, defused, quoted
 
@@ -146,6 +146,26 @@ def test_turns_stay_between_the_marks_whoever_said_them(fake: JudgeServerFake, a
         assert reward(Completion(text=text, tool_calls=calls, prompt="?"), {}).value == pytest.approx(0.1)
     benign, attacked = (request_without_quotes(asked) for asked in fake.asked)
     assert attacked == benign
+
+
+@each_attack
+@pytest.mark.parametrize("role", ["assistant", "tool", "user"])
+def test_recorded_turns_stay_between_the_marks_too(fake: JudgeServerFake, attack: str, role: Any) -> None:
+    fake.say = says(interpretation=1, coherence=1)
+    fake.asked.clear()
+    reward = JudgeProcess(server=options(fake), max_turn_chars=500)
+    for text in ("12", attack):
+        turns = (
+            ConversationTurn(role="assistant", text="I look."),
+            ConversationTurn(role=role, text=text, num_images=1),
+            ConversationTurn(role="assistant", text="13"),
+        )
+        completion = Completion(text="I look.13", turns=turns, prompt="?")
+        assert reward(completion, {}).value == pytest.approx(0.1)
+    benign, attacked = fake.asked
+    assert request_without_quotes(attacked) == request_without_quotes(benign)
+    assert attacked.judged("turns").count("\nTurn ") == 2
+    is_harmless("\n".join(line for line in attacked.judged("turns").split("\n") if line.startswith("| ")), 600)
 
 
 @each_attack

@@ -184,6 +184,18 @@ def test_a_long_episode_shows_its_first_turns(run_folder: Path) -> None:
     assert "10 more turns are not shown" in words and "50 turns" in words
 
 
+def test_a_policy_that_spams_calls_does_not_fill_the_page(run_folder: Path) -> None:
+    calls = [{"name": "t", "arguments": {"n": n}, "error": ""} for n in range(500)]
+    answers = [{"role": "tool", "text": "x" * 5_000, "images": []} for _ in calls]
+    size = write_report(run_folder).stat().st_size
+    add_episode(run_folder, turns=[{"text": "spam", "calls": calls, "observation": answers}] * 30)
+    report = write_report(run_folder)
+    words = " ".join(Elements(report.read_text()).text.split())
+    assert "30 turns 15000 calls" in words
+    assert words.count("440 more calls are not shown") == 1 and words.count("500 more calls are not shown") == 29
+    assert report.stat().st_size - size < 100_000
+
+
 def test_texts_can_be_read_on_what_lies_behind_them() -> None:
     """WCAG 2.2: a contrast of 4.5 to 1 for text (1.4.3), of 3 to 1 for signs (1.4.11)."""
     style = (Path(posttrain.report.__file__).parent / "style.css").read_text()
