@@ -1,7 +1,8 @@
 """TRL's own trainers and the padded batches they want, made from token sequences: the peer in benchmarks and tests."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ def row_compaction(active: bool) -> Iterator[None]:
 def grpo_trainer(
     model: PreTrainedModel, processing: Processing, folder: Path, *, batch: int, **options: Any
 ) -> GRPOTrainer:
-    """TRL's GRPOTrainer around `model`; `options` go to its GRPOConfig, or are `peft_config`. No reference model."""
-    peft_config = options.pop("peft_config", None)
+    """TRL's GRPOTrainer around `model`; `options` go to its GRPOConfig, or are `peft_config` or `tools`. No reference
+    model."""
+    peft_config, tools = options.pop("peft_config", None), options.pop("tools", None)
     settings: dict[str, Any] = {**_QUIET, "loss_type": "sapo", "beta": 0.0, **options}
     trainer = GRPOTrainer(
         model=model,
@@ -63,9 +65,34 @@ def grpo_trainer(
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": "hi"}]}] * 4),
         processing_class=processing,
         peft_config=peft_config,
+        tools=tools,
     )
     trainer.current_gradient_accumulation_steps = 1
     return trainer
+
+
+def tool_rollouts(
+    trainer: GRPOTrainer,
+    prompts: list[list[dict[str, Any]]],
+    generate: Callable[[list[list[int]]], list[list[int]]],
+) -> None:
+    """TRL's rollouts with the tools that `trainer` was made with: its `_generate`, which renders the prompts, parses
+    what was said and runs `_tool_call_loop`.
+
+    generate: prompts -> what is said to each, in token ids. It stands in for `_generate_single_turn` and nothing else.
+    """
+    internal: Any = trainer
+
+    def one_turn(prompt_ids: list[list[int]], *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        return generate(prompt_ids), None
+
+    internal._generate_single_turn = one_turn
+    # As `_generate_and_score_completions` does, which calls `_generate` and then the rewards.
+    tools = {tool.__name__: tool for tool in internal.tools}
+    is_async = {name: inspect.iscoroutinefunction(tool) for name, tool in tools.items()}
+    internal._sync_tool_dicts = [{name: tools[name] for name in tools if not is_async[name]}] * len(prompts)
+    internal._async_tool_dicts = [{name: tools[name] for name in tools if is_async[name]}] * len(prompts)
+    internal._generate(prompts)
 
 
 def sft_trainer(

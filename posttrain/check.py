@@ -92,9 +92,8 @@ def check_recipe(recipe: Recipe, *, rows: int = 64) -> CheckResult:
             problems += _teacher_problems(recipe, name, stage, model or recipe.model, loaded, accelerator)
         if recipe.evaluation is not None and rewards is not None:
             for section in recipe.evaluation.data:
-                found, _ = reference_problems(
-                    make_source(section), rewards, rows, every_task=False, seconds=_REFERENCES_S
-                )
+                seconds = _seconds_for(section)
+                found, _ = reference_problems(make_source(section), rewards, rows, every_task=False, seconds=seconds)
                 problems += [f"evaluation: {problem}" for problem in found]
     named = list(dict.fromkeys(problems))
     if len(named) > _MANY_PROBLEMS:
@@ -118,10 +117,11 @@ def _check_stage(
     scored = not given and not isinstance(stage, OnPolicyDistillStage)
     if isinstance(stage, SAPOStage | GRPOStage | GSPOStage) and rewards is None and not stage.teacher_advantage:
         problems.append(f"stages.{name}: {stage.algorithm} needs a 'rewards' section")
-    sources = {str(place): make_source(section) for place, section in enumerate(_readable(stage.data))}
+    sections = {str(place): section for place, section in enumerate(_readable(stage.data))}
+    sources = {place: make_source(section) for place, section in sections.items()}
     lengths: list[int] = []
     too_long = num_references = 0
-    for source in sources.values():
+    for place, source in sources.items():
         for index in first_rows(source, rows):
             try:
                 example = source[index]
@@ -137,13 +137,12 @@ def _check_stage(
         found: list[str] = []
         if isinstance(stage, AnswersStage):
             found += answer_problems(source, stage, rewards, routes_of(name, stage, recipe.teachers), rows)
-        elif not given:
+        if not given:
             found += environment_problems(source, environments, rows)
         if scored and rewards is not None:
             needed = not isinstance(stage, AnswersStage) or stage.min_reward is not None
-            of_references, num_scored = reference_problems(
-                source, rewards, rows, every_task=needed, seconds=_REFERENCES_S
-            )
+            seconds = _seconds_for(sections[place])
+            of_references, num_scored = reference_problems(source, rewards, rows, every_task=needed, seconds=seconds)
             found += of_references
             num_references += num_scored
         problems += [f"stages.{name}: {problem}" for problem in found]
@@ -184,6 +183,11 @@ def _teacher_problems(
         yield f"stages.{name}: {error}"
     finally:
         room.close()
+
+
+def _seconds_for(section: DataSection) -> float:
+    """For references beyond the first rows; those of drawn rows are made by the same rule as the first."""
+    return _REFERENCES_S if section.path is not None else 0.0
 
 
 def _readable(sections: Sequence[DataSection]) -> list[DataSection]:
@@ -228,13 +232,13 @@ def _state_bytes(model: torch.nn.Module, optimizer: str) -> int:
 
 def estimate_table(estimates: Sequence[StageEstimate]) -> Table:
     table = Table(
-        title="what each stage takes: rows, references that were scored, tokens a row and in all, weights with optimiser state",
+        title="what each stage takes: rows (references scored), tokens a row and in all, weights with optimiser state",
         title_justify="left",
         box=None,
         pad_edge=False,
     )
     table.add_column("stage", no_wrap=True)
-    for column in ("steps", "rows", "references", "a row", "longest", "too long", "tokens", "memory"):
+    for column in ("steps", "rows", "scored", "a row", "longest", "too long", "tokens", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
     for e in estimates:
         table.add_row(

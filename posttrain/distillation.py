@@ -67,3 +67,7 @@ class Distillation:
 
     def histograms(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
         return self.beside.histograms(output, tokens)
+
+    def shades(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
+        assert output.divergences_T is not None
+        return {**self.beside.shades(output, tokens), "divergences_T": output.divergences_T}

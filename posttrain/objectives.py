@@ -91,6 +91,10 @@ class Objective(Protocol):
         """[20] counts over [0, 1], merged by sums."""
         ...
 
+    def shades(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
+        """[T] numbers that the report colours tokens by, named as in its `TokenStreams`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Supervised:
@@ -117,6 +121,9 @@ class Supervised:
     def histograms(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
         return {}
 
+    def shades(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
+        return {}
+
 
 class Surrogate(Protocol):
     """A policy-gradient loss per token, and what it wants to show."""
@@ -131,6 +138,8 @@ class Surrogate(Protocol):
     ) -> Mapping[str, Average]: ...
 
     def histograms(self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor) -> Mapping[str, Tensor]: ...
+
+    def shades(self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +178,9 @@ class Sapo:
             "gate/negative": gate_histogram(gate_T[advantages_T < 0]),
         }
 
+    def shades(self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor) -> Mapping[str, Tensor]:
+        return {"gates_T": self.gate(logprobs_T, old_logprobs_T, advantages_T)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grpo:
@@ -200,6 +212,9 @@ class Grpo:
     def histograms(self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor) -> Mapping[str, Tensor]:
         return {}
 
+    def shades(self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor) -> Mapping[str, Tensor]:
+        return {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gspo:
@@ -226,6 +241,9 @@ class Gspo:
         return {"clip/outside_frac": average(outside_S.float())}
 
     def histograms(self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor) -> Mapping[str, Tensor]:
+        return {}
+
+    def shades(self, logprobs_T: Tensor, old_logprobs_T: Tensor, advantages_T: Tensor) -> Mapping[str, Tensor]:
         return {}
 
 
@@ -275,3 +293,6 @@ class PolicyGradient:
 
     def histograms(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
         return self.surrogate.histograms(output.logprobs_T, tokens.streams[OLD_LOGPROBS], tokens.streams[ADVANTAGES])
+
+    def shades(self, output: HeadOutput, tokens: Tokens) -> Mapping[str, Tensor]:
+        return self.surrogate.shades(output.logprobs_T, tokens.streams[OLD_LOGPROBS], tokens.streams[ADVANTAGES])

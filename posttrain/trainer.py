@@ -26,6 +26,7 @@ from posttrain.optimizers import Schedule, make_optimizers, schedule_factor, set
 from posttrain.progress import StepProgress
 from posttrain.report import TrajectoryRecorder
 from posttrain.runs import StageFolder
+from posttrain.token_streams import StepStreams
 
 _log = logging.getLogger(__name__)
 
@@ -124,11 +125,12 @@ class Trainer:
         self.policy.train()
         merged: dict[str, Average] = dict(batch.metrics)
         histograms: dict[str, Tensor] = {}
+        streams = StepStreams() if self.recorder is not None and batch.trajectories else None
         count = len(batch.mini_batches)
         for place, sequences in enumerate(batch.mini_batches):
             progress = (self.step + place / count) / self.settings.steps
             with self._saving_what_was_trained() if place == 0 else nullcontext():
-                update = self._update(sequences, progress=progress, histograms=histograms)
+                update = self._update(sequences, progress=progress, histograms=histograms, streams=streams)
             for name, value in update.items():
                 merged[name] = merged[name].merge(value) if name in merged else value
         self.policy.features.clear()
@@ -137,7 +139,7 @@ class Trainer:
         merged["time/train_s"] = Average(total=ended - made, count=1.0)
         row = self._reduced(merged)
         row["tokens_per_s"] = row.pop("packed_tokens", 0.0) * self._updates(batch) / max(ended - made, 1e-9)
-        self._write(row, histograms, batch)
+        self._write(row, histograms, batch, streams)
         return row
 
     @contextmanager
@@ -166,7 +168,12 @@ class Trainer:
         )
 
     def _update(
-        self, sequences: Sequence[TokenSequence], *, progress: float, histograms: dict[str, Tensor]
+        self,
+        sequences: Sequence[TokenSequence],
+        *,
+        progress: float,
+        histograms: dict[str, Tensor],
+        streams: StepStreams | None,
     ) -> dict[str, Average]:
         """One optimiser step. A mini-batch without a trained token on any rank changes nothing, and says so."""
         objective, settings, device = self.objective, self.settings, self.accelerator.device
@@ -191,6 +198,8 @@ class Trainer:
                     merged[name] = merged[name].merge(value) if name in merged else value
                 for name, counts in objective.histograms(output, tokens).items():
                     histograms[name] = histograms.get(name, torch.zeros_like(counts)) + counts
+                if streams is not None:
+                    streams.add(sequences, row, objective.shades(output, tokens))
             loss_sum += float(output.loss.detach())
         norm = self._step(
             schedule_factor(
@@ -279,7 +288,13 @@ class Trainer:
     def _updates(self, batch: StepBatch) -> int:
         return sum(1 for sequences in batch.mini_batches if sequences)
 
-    def _write(self, row: dict[str, float], histograms: Mapping[str, Tensor], batch: StepBatch) -> None:
+    def _write(
+        self,
+        row: dict[str, float],
+        histograms: Mapping[str, Tensor],
+        batch: StepBatch,
+        streams: StepStreams | None,
+    ) -> None:
         if not self.accelerator.is_main_process:
             return
         self.folder.append(self.folder.metrics, {"step": self.step, "time": time.time(), **row})
@@ -288,7 +303,8 @@ class Trainer:
             line = {"step": self.step, "name": name, "edges": edges, "counts": counts.tolist()}
             self.folder.append(self.folder.histograms, line)
         if self.recorder is not None and batch.trajectories:
-            self.recorder.record(self.step, batch.trajectories)
+            known = streams.of(batch.trajectories) if streams is not None else None
+            self.recorder.record(self.step, batch.trajectories, streams=known)
         if self.accelerator.trackers:
             self.accelerator.log({f"{self.title}/{name}": value for name, value in row.items()}, step=self.step)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from posttrain.answers.filtering import TOLERANCE
 from posttrain.answers.rows import as_asked, check_writable
+from posttrain.answers.solvers import make_solver
 from posttrain.config import AnswersStage, TeacherSection
 from posttrain.errors import ConfigError, DataError, TeacherError
 from posttrain.loaded import tokenizer_of
@@ -24,6 +25,8 @@ def teacher_problems(room: TeacherRoom, teachers: Mapping[str, TeacherSection], 
         try:
             if section.server is not None:
                 room.server(name, section).close()
+            elif section.solver is not None:
+                make_solver(section.solver, section.options)
             elif section.path is not None:
                 _look_into(section.path, section)
         except (TeacherError, ConfigError, ModelLoadError) as error:

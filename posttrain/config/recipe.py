@@ -51,6 +51,15 @@ class Recipe(Section):
     stages: dict[str, Stage] = Field(min_length=1, description="Run in this order; each starts from the one before.")
 
     @model_validator(mode="after")
+    def _episodes_have_one_engine_each(self) -> "Recipe":
+        if self.environments and self.engine.tensor_parallel_size > 1:
+            raise ValueError(
+                "engine.tensor_parallel_size: ranks that share an engine must ask it alike, and episodes go on as soon "
+                "as their tools answer; set it to 1, or start servers with `posttrain serve` and use them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stages_stand_on_earlier_ones(self) -> "Recipe":
         for place, data in enumerate(self.evaluation.data if self.evaluation else ()):
             if data.stage is not None:

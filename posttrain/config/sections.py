@@ -185,7 +185,7 @@ class TeacherSection(Section):
     )
     solver: str | None = Field(
         default=None,
-        description="Instead of a path: a program that plays episodes for a stage of answers: 'zoom' or module:function.",
+        description="Instead of a path: a program that plays episodes for `answers`: 'zoom' or module:function.",
     )
     options: dict[str, Any] = Field(default={}, description="Of a solver: its options.")
     revision: str | None = Field(default=None, description="Of a path: branch, tag or commit on the hub.")

@@ -10,10 +10,9 @@ Where P_2 begins with P_1 C_1, one sequence trains both turns. Thinking template
 does not: then each turn has a sequence of its own, in the context in which it would be deployed.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from posttrain.data.images import CutImage, ImageCutter
 from posttrain.data.marks import check_text
+from posttrain.data.turns import Turn, pieces_of, shared_prefix, stretches_of, turns_of
 from posttrain.errors import CheckpointError, DataError
 from posttrain.model import ImagePatches, TokenSequence
 from posttrain.model.families import ModelFacts
@@ -143,10 +143,10 @@ class Renderer:
         that it keeps, whose common beginning is their `prefix_length`. Raises TooLong over `max_length`, DataError
         where a turn cannot be rendered as the model would say it.
         """
-        turns = self._turns(example)
+        turns = turns_of(example, partial(self._write, example), self._turn_ends)
         cut = self._cut_images(example)
         sequences = []
-        for stretch in self._stretches(turns):
+        for stretch in stretches_of(turns, self._encode):
             if not any(turn.is_trained for turn in stretch):
                 continue
             num_images = _num_images(example.messages[: stretch[-1].index])
@@ -158,66 +158,16 @@ class Renderer:
             TokenSequence(token_ids=s.token_ids, mask=s.mask, images=s.images, prefix_length=prefix) for s in sequences
         ]
 
-    def _turns(self, example: Example) -> list["_Turn"]:
-        turns = []
-        for k, message in enumerate(example.messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._template(example.messages[:k], example, generation_prompt=True)
-            through = self._template(example.messages[: k + 1], example, generation_prompt=False)
-            if not through.startswith(prompt):
-                raise DataError(
-                    f"{example.id}: the chat template does not write turn {k + 1} after its own generation prompt "
-                    f"(which ends in {prompt[-40:]!r}); enable_thinking may not suit this data"
-                )
-            said = through[len(prompt) :].rstrip("\n")
-            if not said.endswith(self._turn_ends):
-                raise CheckpointError(
-                    f"the chat template ends a turn with {said[-20:]!r}, but generation stops at "
-                    f"{' or '.join(self._turn_ends)}: a model trained so would not stop"
-                )
-            _check_kept(message, prompt[-100:] + said, example)
-            turns.append(_Turn(index=k, prompt=prompt, said=said, is_trained=message.get("weight") != 0))
-        if not any(turn.is_trained for turn in turns):
-            raise DataError(f"{example.id}: has no assistant turn to train on")
-        return turns
-
-    def _stretches(self, turns: Sequence["_Turn"]) -> list[list["_Turn"]]:
-        """Turns in sequence, split where the next prompt does not continue this turn, in text or in tokens."""
-        stretches = [[turns[0]]]
-        for before, after in pairwise(turns):
-            if after.prompt.startswith(before.prompt + before.said):
-                stretches[-1].append(after)
-            else:
-                stretches.append([after])
-        return [piece for stretch in stretches for piece in self._split_by_tokens(stretch)]
-
-    def _split_by_tokens(self, stretch: list["_Turn"]) -> list[list["_Turn"]]:
-        # Said on its own, an answer that begins with a line break has other tokens than it has inside the next prompt,
-        # where that line break melts into the one before it. Equal tokens of the longest prompt mean that every
-        # boundary is one of tokens too.
-        if len(stretch) > 1:
-            pieces = [ids for ids, _ in self._pieces(stretch)][:-1]
-            if [i for ids in pieces for i in ids] != self._encode(stretch[-1].prompt):
-                return [[turn] for turn in stretch]
-        return [stretch]
-
-    def _pieces(self, stretch: Sequence["_Turn"]) -> list[tuple[list[int], bool]]:
-        """Token ids and whether they are trained, alternating: what is read before a turn, and the turn."""
-        pieces, done = [], ""
-        for turn in stretch:
-            pieces.append((self._encode(turn.prompt[len(done) :]), False))
-            pieces.append((self._encode(turn.said), turn.is_trained))
-            done = turn.prompt + turn.said
-        return pieces
-
-    def _sequence(self, stretch: Sequence["_Turn"], cut: Sequence[CutImage], example: Example) -> TokenSequence:
-        pieces = self._pieces(stretch)
+    def _sequence(self, stretch: Sequence[Turn], cut: Sequence[CutImage], example: Example) -> TokenSequence:
+        pieces = pieces_of(stretch, self._encode)
         ids = np.array([i for piece, _ in pieces for i in piece], dtype=np.int64)
         trained = np.array([on for piece, on in pieces for _ in piece], dtype=np.bool_)
         repeats = self._repeats(ids, cut, example)
         patches = tuple(image.patches for image in cut)
         return TokenSequence(token_ids=ids.repeat(repeats), mask=trained.repeat(repeats), images=patches)
+
+    def _write(self, example: Example, messages: Sequence[Message], generation_prompt: bool) -> str:
+        return self._template(messages, example, generation_prompt=generation_prompt)
 
     def _template(self, messages: Sequence[Message], example: Example, *, generation_prompt: bool) -> str:
         options = dict(self._options)
@@ -269,37 +219,6 @@ class Renderer:
             raise TooLong(example.id, num_tokens, self.max_length)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Turn:
-    """One assistant turn as text."""
-
-    index: int
-    """Of its message."""
-    prompt: str
-    """All that the model reads before it speaks."""
-    said: str
-    """All that it must say, the end-of-turn token included."""
-    is_trained: bool
-    """False for a turn of the weight 0, which is there to be read."""
-
-
-def shared_prefix(sequences: Sequence[TokenSequence], image_token_id: int | None) -> int:
-    """Leading tokens that all the sequences share, before anything trained, and never a part of an image.
-
-    For a single sequence: all that comes before its first trained token, which sequences of other rows may share.
-    """
-    length = min(int(s.mask.argmax()) for s in sequences)
-    first = sequences[0].token_ids[:length]
-    for sequence in sequences[1:]:
-        differs = np.flatnonzero(first != sequence.token_ids[: len(first)])
-        first = first[: differs[0]] if len(differs) else first
-    length = len(first)
-    if length and any(s.token_ids[length] == image_token_id for s in sequences):
-        while length and first[length - 1] == image_token_id:
-            length -= 1
-    return length
-
-
 _SAID = "What the policy said"
 """Stands for a turn of the policy where only what follows it is wanted."""
 
@@ -317,13 +236,3 @@ def _texts(message: Message) -> list[str]:
 def _num_images(messages: Sequence[Message]) -> int:
     parts = (part for m in messages if not isinstance(m["content"], str) for part in m["content"])
     return sum(part["type"] == "image" for part in parts)
-
-
-def _check_kept(message: Message, rendered: str, example: Example) -> None:
-    """Raises where the template leaves out words of a turn: some drop thoughts, or every content that is a list."""
-    words = re.sub(r"\s", "", message["content"])
-    if words not in re.sub(r"\s", "", rendered):
-        raise DataError(
-            f"{example.id}: the chat template leaves out words of the answer {message['content'][:60]!r} "
-            "(thoughts, perhaps); mend the data or use another template"
-        )

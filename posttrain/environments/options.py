@@ -5,6 +5,7 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -17,19 +18,8 @@ from posttrain.rewards.registry import nearest
 
 def options_of(maker: Any) -> list[Option]:
     """What can be given to a class or a function by name; `doc` is the line under a dataclass's field."""
-    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
     docs = _field_docs(maker) if inspect.isclass(maker) else {}
-    return [
-        Option(
-            name=name,
-            type=hints.get(name, Any),
-            default=None if parameter.default is parameter.empty else parameter.default,
-            doc=docs.get(name, ""),
-            required=parameter.default is parameter.empty,
-        )
-        for name, parameter in inspect.signature(maker).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
+    return [replace(option, doc=docs.get(option.name, "")) for option in _parameters(maker)]
 
 
 def checked_options(maker: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -37,7 +27,7 @@ def checked_options(maker: Callable[..., Any], options: Mapping[str, Any], what:
 
     "5" is no number, 1 is no bool, 5 is a float; a list may stand for a tuple.
     """
-    known = {option.name: option for option in options_of(maker)}
+    known = {option.name: option for option in _parameters(maker)}
     for name in options:
         if name not in known:
             raise ConfigError(f"{what} has no option {name!r}{nearest(str(name), known)}")
@@ -71,6 +61,21 @@ def imported(path: str, what: str) -> Any:
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise ConfigError(f"{what} {path!r}: module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")
     return vars(module)[attribute]
+
+
+def _parameters(maker: Any) -> list[Option]:
+    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    return [
+        Option(
+            name=name,
+            type=hints.get(name, Any),
+            default=None if parameter.default is parameter.empty else parameter.default,
+            doc="",
+            required=parameter.default is parameter.empty,
+        )
+        for name, parameter in inspect.signature(maker).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
 
 
 def _checked(value: Any, hint: Any, what: str) -> Any:

@@ -5,6 +5,7 @@ import json
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonschema import Draft202012Validator, SchemaError, ValidationError
@@ -72,12 +73,11 @@ class Tool:
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable():
             raise ConfigError(f"a tool needs a name, got {self.name!r}")
-        strict = {"type": "object", **_strict(self.parameters)}
         try:
-            Draft202012Validator.check_schema(strict)
-        except SchemaError as error:
-            raise ConfigError(f"tool {self.name!r}: its parameters are no JSON schema ({error.message:.200})") from None
-        object.__setattr__(self, "_validator", Draft202012Validator(strict))
+            validator = _validator(json.dumps({"type": "object", **_strict(self.parameters)}))
+        except (SchemaError, TypeError, ValueError) as error:
+            raise ConfigError(f"tool {self.name!r}: its parameters are no JSON schema ({str(error)[:200]})") from None
+        object.__setattr__(self, "_validator", validator)
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -112,10 +112,10 @@ def tool_from_function(function: Callable[..., Any]) -> Tool:
     """A tool from a function or a bound method with type hints and a docstring; its name is the tool's.
 
     The schema is the one that `transformers.utils.get_json_schema` makes, less its `return`, which Qwen's own schemas
-    have not; so a function written for TRL's or transformers' tools is a tool here. The description is the docstring up to `Args:`, where every parameter
-    has its line; hints are int, float, str, bool, list, dict, tuple, Literal, and unions of them; a parameter with a
-    default need not be given. A parameter whose hint is `ToolContext` is not shown, and filled in by the environment.
-    Raises ConfigError for a function that is not such.
+    have not; so a function written for TRL's or transformers' tools is a tool here. The description is the docstring up
+    to `Args:`, where every parameter has its line; hints are int, float, str, bool, list, dict, tuple, Literal, and
+    unions of them; a parameter with a default need not be given. A parameter whose hint is `ToolContext` is not shown,
+    and filled in by the environment. Raises ConfigError for a function that is not such.
     """
     name = function.__name__ if inspect.isroutine(function) else type(function).__name__
     if not inspect.isroutine(function):
@@ -124,21 +124,21 @@ def tool_from_function(function: Callable[..., Any]) -> Tool:
         hints = get_type_hints(function)
     except NameError as error:
         raise ConfigError(f"tool {name!r}: a type hint cannot be resolved ({error})") from None
-    shown, context = [], ""
+    visible, context = [], ""
     for parameter in inspect.signature(function).parameters.values():
         if hints.get(parameter.name) is ToolContext:
             context = parameter.name
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             _check_hint(hints.get(parameter.name, parameter.annotation), f"tool {name!r}: parameter {parameter.name!r}")
-            shown.append(parameter)
+            visible.append(parameter)
         else:
             raise ConfigError(f"tool {name!r}: parameter {parameter} cannot be given by name; name each argument")
 
     def stand_in() -> None: ...  # has what get_json_schema looks at, without the context and the return type
 
     stand_in.__name__, stand_in.__doc__ = name, inspect.getdoc(function)
-    stand_in.__annotations__ = {parameter.name: hints[parameter.name] for parameter in shown}
-    stand_in.__signature__ = inspect.Signature(shown)  # pyright: ignore[reportFunctionMemberAccess]
+    stand_in.__annotations__ = {parameter.name: hints[parameter.name] for parameter in visible}
+    stand_in.__signature__ = inspect.Signature(visible)  # pyright: ignore[reportFunctionMemberAccess]
     try:
         made = get_json_schema(stand_in)["function"]
     except (DocstringParsingException, TypeHintParsingException, json.JSONDecodeError) as error:
@@ -166,6 +166,13 @@ def _check_hint(hint: Any, what: str) -> None:
     if isinstance(hint, type) and issubclass(hint, Image.Image):
         raise ConfigError(f"{what} is an image, which no policy can write; take img_idx: int and a ToolContext")
     raise ConfigError(f"{what} has the type hint {hint}; wanted int, float, str, bool, list, dict, tuple or Literal")
+
+
+@lru_cache(maxsize=1024)
+def _validator(schema: str) -> Draft202012Validator:
+    """Kept, because to check a schema takes longer than to check a thousand calls, and every episode has its tools."""
+    Draft202012Validator.check_schema(json.loads(schema))
+    return Draft202012Validator(json.loads(schema))
 
 
 def _strict(schema: Any) -> Any:

@@ -47,7 +47,7 @@ class TRLEnvironment:
     def __post_init__(self) -> None:
         factory = imported(self.environment, "environment") if isinstance(self.environment, str) else self.environment
         self._object = factory()
-        if not callable(inspect.getattr_static(self._object, "reset", None)):
+        if "reset" not in dir(self._object):
             raise ConfigError(f"{type(self._object).__name__} has no method reset, which TRL's environments must have")
         methods = [
             getattr(self._object, name)

@@ -44,7 +44,8 @@ class ImageZoom:
     `bbox_2d` is in 0-1000 of the chosen image and clamped to it; `img_idx` counts all images so far, those of tools
     too. A box with a side under `min_side` pixels is grown about its centre, its shape kept, where the image leaves
     room for more than `min_side` on both sides. The crop is resized (bicubic) to whole tokens, at least `min_pixels`
-    of them: small crops are enlarged. Refused here and not there: negative `img_idx`, crops thinner than 1:100.
+    of them: small crops are enlarged. Refused here and not there: negative `img_idx`, crops thinner than
+    1:100 and of no whole pixel.
     """
 
     min_pixels: int = 256 * 32 * 32

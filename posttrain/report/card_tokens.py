@@ -38,6 +38,7 @@ SCALES = (
     Scale(name="gate", letter="g", title="gate weight", low="1", high="0"),
     Scale(name="logprob", letter="l", title="log-probability", low="0", high="−5 nats"),
     Scale(name="gap", letter="p", title="gap between rollout and trainer", low="0.001", high="1 nat"),
+    Scale(name="teacher", letter="t", title="divergence from the teacher", low="0.01", high="5 nats"),
     Scale(name="advantage", letter="a", title="advantage", low="−2", high="+2"),
 )
 """In the order in which the page prefers them. An advantage below 0 is marked `n`, one above `a`."""
@@ -113,6 +114,7 @@ _SHARES: Mapping[str, Callable[[float], float]] = {
     "gate": lambda gate: 1 - gate,
     "logprob": lambda logprob: -logprob / _FULL_NATS,
     "gap": lambda gap: 1 + math.log10(gap) / _GAP_DECADES if gap > 0 else 0.0,
+    "teacher": lambda nats: 1 + math.log(nats / _FULL_NATS) / math.log(500) if nats > 0 else 0.0,
     "advantage": lambda advantage: abs(advantage) / _FULL_ADVANTAGE,
 }
 """How much of the strongest colour a number earns; beyond 0..1 it is cut off."""

@@ -1,7 +1,7 @@
 """The turns of an episode's card: what the policy said, the tools it called, and what the environment answered."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,11 @@ from posttrain.report.run_folder import Row
 
 _MAX_CHARACTERS = 6_000
 """Of one text of a card; the rest is counted."""
+_MAX_TURN_CHARACTERS = 40_000
+"""Of all turns of a card."""
 _MAX_TURNS = 40
-"""Of one card."""
+_MAX_CALLS = 60
+"""Of one card: a policy may call tools until it is stopped, and 96 of these make a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,8 @@ class Turn:
     text: str
     tokens: Sequence[Token]
     calls: Sequence[Call]
+    num_left_out: int
+    """Calls that the card has no room for."""
     observation: Sequence[Message]
     """Messages that no single call can claim."""
     seconds: str
@@ -64,22 +69,31 @@ def call_rows(row: Row) -> list[Row]:
     return [call for turn in turn_rows(row) for call in _dicts(turn.get("calls"))]
 
 
+class _Room:
+    """What a card has left for its turns."""
+
+    def __init__(self) -> None:
+        self.characters, self.calls = _MAX_TURN_CHARACTERS, _MAX_CALLS
+
+    def take(self, text: str) -> str:
+        shown = _cut(text, min(self.characters, _MAX_CHARACTERS))
+        self.characters -= min(len(text), self.characters, _MAX_CHARACTERS)
+        return shown
+
+
 def card_turns(row: Row, images: Sequence[Shown], *, is_coloured: bool) -> list[Turn]:
-    """At most forty turns; tolerant of keys that are missing or oddly typed."""
-    advantage = as_number(row.get("advantage"))
-    return [_turn(raw, images, advantage, is_coloured) for raw in turn_rows(row)[:_MAX_TURNS]]
+    """As many turns as a card may have; tolerant of keys that are missing or oddly typed."""
+    advantage, room = as_number(row.get("advantage")), _Room()
+    turns: list[Turn] = []
+    for raw in turn_rows(row)[:_MAX_TURNS]:
+        tokens = card_tokens(raw.get("tokens"), advantage) if is_coloured else []
+        turns.append(_turn(raw, tokens, images, room))
+    return turns
 
 
 def card_messages(raw: Any, images: Sequence[Shown]) -> list[Message]:
     """Messages with the images that they show."""
-    return [
-        Message(
-            role=str(message.get("role", "")),
-            text=shortened(str(message.get("text") or "")),
-            images=[images[i] for i in indices(message) if i < len(images)],
-        )
-        for message in _dicts(raw)
-    ]
+    return [_message(message, images, shortened) for message in _dicts(raw)]
 
 
 def indices(message: Row) -> list[int]:
@@ -90,32 +104,49 @@ def indices(message: Row) -> list[int]:
 
 
 def shortened(text: str) -> str:
-    rest = len(text) - _MAX_CHARACTERS
-    return text if rest <= 0 else f"{text[:_MAX_CHARACTERS]} … ({rest:,} more characters)"
+    return _cut(text, _MAX_CHARACTERS)
 
 
-def _turn(raw: Row, images: Sequence[Shown], advantage: float | None, is_coloured: bool) -> Turn:
-    calls, observation = _dicts(raw.get("calls")), card_messages(raw.get("observation"), images)
-    is_paired = answers_in_order(len(observation), [bool(call.get("error")) for call in calls])
+def _cut(text: str, limit: int) -> str:
+    rest = len(text) - limit
+    return text if rest <= 0 else f"{text[:limit]} … ({rest:,} more characters)"
+
+
+def _turn(raw: Row, tokens: Sequence[Token], images: Sequence[Shown], room: _Room) -> Turn:
+    text = "" if tokens else room.take(str(raw.get("text") or ""))
+    rows, answers = _dicts(raw.get("calls")), _dicts(raw.get("observation"))
+    is_paired = answers_in_order(len(answers), [bool(call.get("error")) for call in rows])
+    calls: list[Call] = []
+    for place, call in enumerate(rows[: room.calls]):
+        answer = _message(answers[place], images, room.take) if is_paired and place < len(answers) else None
+        calls.append(_call(call, answer, room))
+    room.calls -= len(calls)
     seconds = as_number(raw.get("seconds"))
     return Turn(
-        text=shortened(str(raw.get("text") or "")),
-        tokens=card_tokens(raw.get("tokens"), advantage) if is_coloured else [],
-        calls=[
-            _call(call, observation[place] if is_paired and place < len(observation) else None)
-            for place, call in enumerate(calls)
-        ],
-        observation=[] if is_paired else observation,
-        seconds=numerals.seconds(seconds) if seconds and (calls or observation) else "",
+        text=text,
+        tokens=tokens,
+        calls=calls,
+        num_left_out=len(rows) - len(calls),
+        observation=[] if is_paired else [_message(answer, images, room.take) for answer in answers],
+        seconds=numerals.seconds(seconds) if seconds and (rows or answers) else "",
     )
 
 
-def _call(raw: Row, answer: Message | None) -> Call:
+def _message(raw: Row, images: Sequence[Shown], take: Callable[[str], str]) -> Message:
+    return Message(
+        role=str(raw.get("role", "")),
+        text=take(str(raw.get("text") or "")),
+        images=[images[i] for i in indices(raw) if i < len(images)],
+    )
+
+
+def _call(raw: Row, answer: Message | None, room: _Room) -> Call:
     arguments, error = raw.get("arguments"), str(raw.get("error") or "")
+    pairs = arguments.items() if isinstance(arguments, dict) else ()
     return Call(
-        name=str(raw.get("name") or ""),
-        arguments=[(str(k), _written(v)) for k, v in arguments.items()] if isinstance(arguments, dict) else [],
-        error=shortened(error),
+        name=shortened(str(raw.get("name") or "")),
+        arguments=[(str(name), room.take(_written(value))) for name, value in pairs],
+        error=room.take(error),
         says_error=bool(error) and (answer is None or error not in answer.text),
         answer=answer,
     )
@@ -123,7 +154,7 @@ def _call(raw: Row, answer: Message | None) -> Call:
 
 def _written(value: Any) -> str:
     """Texts as they are, such as the lines of a program; the rest as JSON."""
-    return shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _dicts(raw: Any) -> list[Row]:

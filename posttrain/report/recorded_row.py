@@ -37,6 +37,8 @@ class TokenStreams:
     """SAPO's gate weights, 0-1."""
     trainer_logprobs_T: np.ndarray | None = None
     """Nats, at the weights that sampled; what is recorded is how far the engine's lie from them."""
+    divergences_T: np.ndarray | None = None
+    """Nats, of the student's distribution from its teacher's, as the stage measures it."""
 
 
 def recorded_row(
@@ -221,6 +223,7 @@ def _tokens_between(
             ("gate", streams.gates_T),
             ("advantage", streams.advantages_T),
             ("gap", streams.trainer_logprobs_T),
+            ("teacher", streams.divergences_T),
         ):
             if values_T is None:
                 continue

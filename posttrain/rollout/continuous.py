@@ -109,15 +109,17 @@ class ContinuousStream:
 
     def _join(self) -> list[Answer]:
         """Prefills what waits and fits, all of it together, and draws the first tokens."""
+        if not self._waiting:
+            return []
         joining = self._admitted()
         opened = {rows: rows.open(len(tasks)) for rows, tasks in joining.items()}
         missing = {
             rows: list({t.prompt.key: t.prompt for t in tasks if not rows.holds(t.prompt)}.values())
             for rows, tasks in joining.items()
         }
-        prompts = [prompt for wanted in missing.values() for prompt in wanted]
-        if prompts:
-            prefill = self._passes.prefill(prompts)
+        missing = {rows: wanted for rows, wanted in missing.items() if wanted}
+        if missing:
+            prefill = self._passes.prefill([prompt for wanted in missing.values() for prompt in wanted])
             start = 0
             for rows, wanted in missing.items():
                 rows.put(wanted, prefill.part(start, start + len(wanted)))

@@ -45,6 +45,11 @@ class PromptTable:
         used = np.flatnonzero(self.lengths_U)
         self.lengths_U = self.lengths_U[: used[-1] + 1 if len(used) else 0]
 
+    @property
+    def num_places(self) -> int:
+        """Those that there is memory for."""
+        return self.keys[0].shape[0]
+
     def select(self, places: np.ndarray) -> None:
         """Keeps these places alone, in this order: the n-th of them becomes place n."""
         index = torch.from_numpy(places).to(self.keys[0].device)

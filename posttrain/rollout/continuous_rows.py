@@ -16,6 +16,8 @@ _IDLE_ROWS_FRAC = 0.125
 forward pass, dropping them a copy of what the others have said."""
 _IDLE_PLACES_FRAC = 0.25
 """So are the prompts that nobody reads: they cost attention alone, dropping them a copy of all other prompts."""
+_ROOM_FRAC = 0.5
+"""Memory for prompts is given back once more than this part of it is empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -233,7 +235,8 @@ class Rows:
         self._state_B = self._state_B[kept]
         self._forget_prompts()
         places = np.flatnonzero(self.table.lengths_U)
-        if len(places) < (1 - _IDLE_PLACES_FRAC) * len(self.table.lengths_U):
+        most = max((1 - _IDLE_PLACES_FRAC) * len(self.table.lengths_U), (1 - _ROOM_FRAC) * self.table.num_places)
+        if len(places) < most:
             self.table.select(places)
             self._state_B["place"] = places.searchsorted(self._state_B["place"])
             self._places = {key: int(places.searchsorted(place)) for key, place in self._places.items()}

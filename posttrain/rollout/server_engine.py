@@ -1,7 +1,6 @@
 """Sampling on vLLM servers, one or many, wherever they are: the trainer sends prompts, images and its weights."""
 
 import asyncio
-import logging
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from posttrain.rollout.server_stream import Background, ServerStream
 from posttrain.rollout.server_weights import Published, read_through, write_weights
 from posttrain.rollout.vllm_prompts import vllm_seed
 from posttrain.serving.memory import memory_folder
-
-_log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
@@ -137,7 +134,7 @@ class VllmServerEngine:
                 self._wait_for(self._fleet.hold(present), 3 * self._load_s)
                 if before is not None:
                     before.remove()
-            except EngineError as error:
+            except (EngineError, OSError) as error:
                 failure = str(error)
         else:
             read_through(policy)

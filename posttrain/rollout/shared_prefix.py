@@ -50,12 +50,16 @@ class Seats:
             rows = empty.index_copy_(0, self.seat_B, rows)
         if self.slots == 1:
             return rows
-        return rows.unflatten(0, (self.num_prompts, self.slots)).transpose(1, 2).flatten(2, 3)
+        _, kv_heads, repeats, width = rows.shape
+        rows = rows.view(self.num_prompts, self.slots, kv_heads, repeats, width).transpose(1, 2)
+        return rows.reshape(self.num_prompts, kv_heads, self.slots * repeats, width)
 
     def risen(self, table: Tensor) -> Tensor:
         """The other way round."""
         if self.slots > 1:
-            table = table.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)
+            _, kv_heads, rows, width = table.shape
+            table = table.view(self.num_prompts, kv_heads, self.slots, rows // self.slots, width).transpose(1, 2)
+            table = table.reshape(self.num_prompts * self.slots, kv_heads, rows // self.slots, width)
         return table if self.seat_B is None else table.index_select(0, self.seat_B)
 
 
@@ -79,7 +83,7 @@ def shared_prefix_attention(
     """
     num_samples, heads, width = query.shape
     # The query heads that read one kv head are rows of one product: nothing is repeated.
-    query = query.unflatten(1, (own_key.shape[1], -1))
+    query = query.view(num_samples, own_key.shape[1], -1, width)
     own = query @ own_key.transpose(-1, -2)
     shared = seats.seated(query) @ prompt_key.transpose(-1, -2)
     if bias_BT is not None:  # adding takes a sixth of the time of masked_fill_ on a CPU
@@ -108,17 +112,12 @@ class Decoding(Protocol):
 def shared_prefix_decoding(model: PreTrainedModel) -> Iterator[None]:
     """Within it, the language model reads a keyword `decoding`; without that keyword it is transformers' SDPA."""
     text = model.config.get_text_config()
-    before = text._attn_implementation or "sdpa"
-    _set_attention(model, _NAME)
+    before = text._attn_implementation
+    text._attn_implementation = _NAME  # set_attn_implementation walks all modules: the time of half a step
     try:
         yield
     finally:
-        _set_attention(model, before)
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    has_parts = model.config.get_text_config() is not model.config
-    model.set_attn_implementation({"text_config": name} if has_parts else name)
+        text._attn_implementation = before
 
 
 def _attention(

@@ -42,6 +42,8 @@ class VllmEngine:
     must ask it the same; otherwise each rank has an engine of its own. Neither has been tried on several devices yet.
     Making and asking an engine leaves the random states of Python, NumPy and torch as they were.
     Raises EngineError where vLLM is not installed or does not start.
+
+    `llm` is vLLM's own `LLM`, None once closed.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class VllmEngine:
         for name, value in _ENVIRONMENT.items() | (_CPU_ENVIRONMENT.items() if on_cpu else set()):
             os.environ.setdefault(name, value)
         settings: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if world_size > 1 else {}
+        if on_cpu:  # vLLM 0.32 dies of a seeded request whose prompt it reads in parts
+            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 4096)}
         if facts.has_vision:
             settings["limit_mm_per_prompt"] = {"image": max_images, "video": 0}
             if processor is not None:
@@ -86,7 +90,7 @@ class VllmEngine:
                 "vLLM is not installed: pip install 'posttrain[vllm]', or use the transformers engine"
             ) from error
         with side_effects_undone(), failures_named("vLLM did not start"):
-            self._llm: Any = vllm.LLM(
+            self.llm: Any = vllm.LLM(
                 model=str(checkpoint),
                 dtype=dtype,
                 max_model_len=max_model_len,
@@ -100,7 +104,7 @@ class VllmEngine:
                 logprobs_mode="processed_logprobs",  # after the temperature
                 **settings,
             )
-            self._running = RunningRequests(vllm, self._llm, facts, max_model_len)
+            self._running = RunningRequests(vllm, self.llm, facts, max_model_len)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
         """`n` samples for every request; wakes the engine where it sleeps. Equal seeds give equal samples.
@@ -150,13 +154,13 @@ class VllmEngine:
         self._wake()
         with torch.no_grad(), failures_named("vLLM did not take the new weights"):
             weights = ((name, weight.detach()) for name, weight in named_weights(model))
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             if self.facts.tied_embeddings:
-                self._llm.apply_model(renew_head)
+                self.llm.apply_model(renew_head)
             # Without the first of these, images that the scheduler remembers are missing from the worker's cache.
-            self._llm.llm_engine.reset_encoder_cache()
-            self._llm.reset_mm_cache()
-            self._llm.reset_prefix_cache()
+            self.llm.llm_engine.reset_encoder_cache()
+            self.llm.reset_mm_cache()
+            self.llm.reset_prefix_cache()
         self._running.weights_version = version
 
     def rest(self) -> None:
@@ -170,15 +174,15 @@ class VllmEngine:
         if not self._asleep:
             self._check_idle("sleep")
             with failures_named("vLLM did not fall asleep"):
-                self._llm.sleep(level=level)
+                self.llm.sleep(level=level)
             self._asleep = True
 
     def close(self) -> None:
         """Frees the engine's memory; a process group that it opened is closed with it."""
         from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
         destroy_model_parallel()
         if self._owns_process_group:
             destroy_distributed_environment()
@@ -192,7 +196,7 @@ class VllmEngine:
     def _wake(self) -> None:
         if self._asleep:
             with failures_named("vLLM did not wake up"):
-                self._llm.wake_up()
+                self.llm.wake_up()
             self._asleep = False
 
 

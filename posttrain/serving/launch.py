@@ -81,6 +81,8 @@ def serve(
     ]
     if enforce_eager or not torch.cuda.is_available():
         command.append("--enforce-eager")
+    if not torch.cuda.is_available():  # vLLM 0.32 dies of a seeded request whose prompt is read in parts
+        command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_model_len, 4096))]
     if size := image_size(model, min_pixels, max_pixels):
         command += ["--mm-processor-kwargs", json.dumps({"size": size})]
     if weight_transfer:

@@ -9,6 +9,7 @@ The label is vLLM's own `weight_version`: the engine stamps it on every sample, 
 
 import asyncio
 import atexit
+import logging
 import os
 import re
 import secrets
@@ -23,6 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from posttrain.serving.launch import WEIGHTS_DIR
 from posttrain.serving.memory import memory_folder
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "/v1/posttrain/weights"
 _HALF_LOADED = "half-loaded"
@@ -51,6 +54,7 @@ class WeightsEndpoint:
         except ClientDisconnect:
             return
         except Exception as error:  # whatever stops vLLM here: the trainer is told, and the log has the rest
+            _log.exception("%s %s failed", request.method, request.url.path)
             first_line = str(error).strip().partition("\n")[0]
             response = _said(500, f"{type(error).__name__}: {first_line}")
         await response(scope, receive, send)

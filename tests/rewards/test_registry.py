@@ -111,6 +111,7 @@ def test_a_function_is_called_as_trl_calls_it() -> None:
     scores = made.score_batch([ASKED] * 3, [{"answer": "7"}, {"answer": "8", "level": 2}, {"answer": "9"}])
     assert [score.value for score in scores] == [1.0, None, None]
     assert scores[1].reason == "it gave no verdict" and not scores[1].error
+    assert callable(seen.pop("log_metric")) and callable(seen.pop("log_extra"))
     assert seen == {
         "prompts": [[{"role": "user", "content": "3 + 4?"}]] * 3,
         "completions": [[{"role": "assistant", "content": "7"}]] * 3,
@@ -126,6 +127,23 @@ def test_trl_s_own_rewards_run_unchanged() -> None:
     made = make_reward(rewards.think_format_reward)
     assert made(Completion(text="<think>a</think>b"), {}).value == 1.0
     assert made(Completion(text="b"), {}).value == 0.0
+
+
+def test_what_a_function_logs_as_trl_lets_it_becomes_parts_and_remarks() -> None:
+    def careful(completions: Any, log_metric: Any, log_extra: Any, **_: Any) -> list[float | None]:
+        log_metric("mean_length", 2.5)
+        log_extra("length", [len(turns[-1]["content"]) for turns in completions])
+        log_extra("heard", ["yes", "no"])
+        log_extra("odds", [float("nan"), True])
+        return [1.0, None]
+
+    score, silent = make_reward(careful).score_batch([Completion(text="abc"), Completion(text="ab")], [{}, {}])
+    assert (score.value, dict(score.parts)) == (1.0, {"mean_length": 2.5, "length": 3.0})
+    assert score.reason == "heard: yes; odds: nan"
+    assert (silent.value, dict(silent.parts)) == (None, {"mean_length": 2.5, "length": 2.0, "odds": 1.0})
+    assert silent.reason == "it gave no verdict; heard: no"
+    with pytest.raises(BadRewardError, match=r"log_extra\('heard'\) got 2 values for 1 completions"):
+        make_reward(careful)(Completion(text="abc"), {})
 
 
 def test_a_function_can_have_plain_texts_and_gets_only_what_it_names() -> None:

@@ -15,7 +15,7 @@ from posttrain.model.loading import load_model
 from posttrain.answers import EngineAnswers, Fate
 from posttrain.data import SourceSpec, from_rows, open_source
 from posttrain.errors import ConfigError
-from posttrain.rollout.engine import Request, Sample, Sampling
+from posttrain.rollout.engine import Request, Sample, Sampling, Stream
 from posttrain.rollout.transformers_engine import TransformersEngine
 
 END = "<|im_end|>"
@@ -187,10 +187,13 @@ def test_a_killed_run_of_a_real_engine_gives_the_same_data_set(run, tools, check
         left: int
 
         def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
+            raise AssertionError("it is asked by its stream")
+
+        def stream(self, sampling: Sampling) -> Stream:
             if not self.left:
                 raise tools.MachineDied
             self.left -= 1
-            return engine.generate(requests, sampling)
+            return engine.stream(sampling)
 
     keys = {"sources": {"a": tools.sums(6)}, "answers_per_prompt": 40, "max_new_tokens": 40, "batch_size": 2}
     keys |= {"temperature": 1.0, "top_p": 1.0}

@@ -81,8 +81,8 @@ def test_the_corpus_is_seeded_text_of_every_task():
 
 
 def test_scenes_that_cannot_be_drawn_say_why():
-    with pytest.raises(DataError, match="no scenes of the task 'zoom'; tasks are: ground, plate"):
-        SceneSpec(task="zoom")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no scenes of the task 'fly'; tasks are: ground, plate"):
+        SceneSpec(task="fly")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"loose in 0\.\.1"):
         SceneSpec(task="ground", loose=2)
     with pytest.raises(DataError, match="have none"):

@@ -29,8 +29,9 @@ class Elements(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
-        self.text = ""
+        self._texts: list[str] = []
         self.feed(html)
+        self.text = " ".join(self._texts)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -45,7 +46,7 @@ class Elements(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("script", "style"):
-            self.text += data + " "
+            self._texts.append(data)
 
     def with_class(self, name: str) -> list[dict[str, str | None]]:
         return [attributes for _, attributes in self.tags if name in (attributes.get("class") or "").split()]

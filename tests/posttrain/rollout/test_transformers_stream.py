@@ -77,18 +77,17 @@ def stream_size(requests: Mapping[int, Request]) -> int:
     return sum(request.n for request in requests.values())
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 400, 1 << 17])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "max_batch_tokens"), [(0, 1 << 17), (1, 400), (2, 400), (3, 250), (4, 1)])
 def test_any_order_of_coming_and_going_gives_the_same_samples(load_tiny, seed: int, max_batch_tokens: int) -> None:
     tiny = load_tiny(Family.QWEN3_VL)
     tiny.crave(tiny.facts.eos_token_ids[1], tiny.request("hi", n=1), nats=3.0)  # some end soon, some late
     draw = np.random.default_rng(seed)
     texts = ["hi", "Locate the red circle.", "What is 3+4? Say it twice, and then once more.", "How many?"]
     requests, limits = {}, {}
-    for key in range(14):
+    for key in range(10):
         sizes = [(64, 64), (96, 64)][: draw.integers(3)]
         requests[key] = tiny.request(texts[draw.integers(4)], sizes, n=int(draw.choice([1, 1, 2, 5])))
-        limits[key] = int(draw.integers(1, 40))
+        limits[key] = int(draw.integers(1, 24))
     engine = TransformersEngine(tiny.policy, tiny.facts, max_batch_tokens=max_batch_tokens)
     stream = engine.stream(SAMPLED)
     answers: list[Answer] = []
@@ -124,9 +123,7 @@ def test_a_second_turn_with_an_image_of_its_own_has_the_trainers_log_probabiliti
 def test_a_sample_depends_on_its_seed_and_index_and_not_on_n_or_the_limit(load_tiny) -> None:
     tiny = load_tiny(Family.QWEN3)
     engine, request = TransformersEngine(tiny.policy, tiny.facts), tiny.request("hi", n=4)
-    (few,), (many,) = (
-        [drained_alone(engine, replace(request, n=n), limit, seed=7)] for n, limit in ((2, 40), (5, 8))
-    )
+    (few,), (many,) = ([drained_alone(engine, replace(request, n=n), limit, seed=7)] for n, limit in ((2, 40), (5, 8)))
     for index in range(2):
         assert few[index].token_ids[:8].tolist() == many[index].token_ids.tolist()
     assert len({tuple(sample.token_ids) for sample in many}) == 5
@@ -279,7 +276,7 @@ def test_memory_goes_as_samples_end(load_tiny) -> None:
     tiny = load_tiny(Family.QWEN3)
     stream = TransformersEngine(tiny.policy, tiny.facts).stream(SAMPLED)
     for key in range(16):
-        stream.add(key, tiny.request(f"{key}+{key}", n=1), max_new_tokens=4 if key else 40, seed=key)
+        stream.add(key, tiny.request(f"{key}+{key}", n=1), max_new_tokens=12 if key else 40, seed=key)
     stream.poll(0)
     before = held_bytes(stream)
     while stream.num_running > 1:

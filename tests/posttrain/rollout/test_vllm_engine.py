@@ -213,6 +213,18 @@ class TestEngine:
             assert [answers[key, index] for index in range(2)] == alone(key)
         assert stream.num_running == 0 and stream.poll(0.1) == []
 
+    def test_prompts_that_vllm_cannot_read_in_one_go_are_sampled_as_if_alone(self, engine: VllmEngine, tiny) -> None:
+        """vLLM's CPU build died of seeded requests whose prompts it read in parts."""
+        requests = [tiny.request(f"{place} " + "word " * 80, n=1) for place in range(14)]
+        assert sum(len(request.token_ids) for request in requests) > 5000  # it reads 4096 at once
+        stream = engine.stream(Sampling(max_new_tokens=0))
+        for key, request in enumerate(requests):
+            stream.add(key, request, max_new_tokens=6, seed=key)
+        answers = drain(stream)
+        for key in (0, 13):
+            stream.add(key, requests[key], max_new_tokens=6, seed=key)
+            assert drain(stream)[key, 0] == answers[key, 0]
+
     def test_samples_come_one_by_one_as_they_end(self, engine: VllmEngine, tiny) -> None:
         stream = engine.stream(Sampling(max_new_tokens=0))
         stream.add(7, tiny.request("hi", n=3), max_new_tokens=40, seed=1)
