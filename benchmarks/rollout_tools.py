@@ -1,40 +1,44 @@
 """Sixteen episodes with slow tools: nobody waits for anybody else's, against TRL's own loop and lock step.
 
-An episode has an image and one to three tool calls, each of which takes 0 to 0.5 s. Four schedules play the same plan on
-the same engine, in turns: ours (`Rollouts`); TRL's `GRPOTrainer._generate` with its `_tool_call_loop`, with a plain tool
-and with an `async def` one; and lock step with gathered tools: all generate, all tools of that turn run at once, and
-then all who go on generate. An untrained policy calls no tools, so what is said is taken from the plan: the engine
-really samples as many tokens as the planned turn has (log-normal, about 40; it is kept from ending a turn), and the
-planned tokens are handed over in their place, which hold a call that names its own latency. Everything else is each
-side's own: rendering, parsing, running the tools, joining tokens. In TRL only `_generate_single_turn` is replaced, by
-the same engine; where a turn of TRL and of lock step asks for answers of different lengths, that is asked by a stream
-which is read until all are there, as the engines' own `generate` does. Every run is checked: tokens sampled, tokens
-read, calls and seconds slept must be the plan's. float32; the quick-start's tiny Qwen3-VL.
+An episode has an image and one to three tool calls of 0 to 0.5 s each. All sides play the same plan on the same engine,
+in turns: ours (`Rollouts`); TRL's `GRPOTrainer._generate` with its `_tool_call_loop`, with a plain tool and with an
+`async def` one; and lock step with gathered tools: all sample, the tools of that turn run at once, all sample again.
+
+An untrained policy calls no tools. So the engine samples as many tokens as the planned turn has, kept from ending it,
+and then hands over the planned turn in their place, which holds a call that names its own latency. The rest is each
+side's own: rendering, parsing, running tools, joining tokens. Of TRL only `_generate_single_turn` is replaced, by the
+same engine. Turns differ in length, which `generate` has no setting for: TRL and lock step ask a stream for all answers
+of a turn and read it until they are there, as `generate` does. Each run is checked: tokens read and sampled, calls, and
+seconds of tools are the plan's. float32; the quick-start's tiny Qwen3-VL.
 """
 
 import asyncio
 import json
+import os
+import random
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import _trl
 import numpy as np
 from _harness import arguments, finish, interleave, settle, show
-from _problem import Draw, Subject, load_subject
+from _problem import Subject, load_subject
+from _trl import grpo_trainer, tool_rollouts
 from PIL import Image
-from posttrain.model import PackedPolicy
+from posttrain.model import ModelFacts, PackedPolicy
 from posttrain.model.tiny import TinySize
+from torch import nn
+from trl import GRPOTrainer
 
-from posttrain.data import RenderedPrompt, Renderer
+from posttrain.data import Renderer
+from posttrain.environments.environment import Observation
 from posttrain.environments.tool_environment import ToolEnvironment
-from posttrain.environments.tools import tool_from_function
 from posttrain.records import Example, Status
 from posttrain.rollout.engine import Answer, Request, Sample, Sampling, Stream
 from posttrain.rollout.environment_turns import opened, stepped
@@ -48,51 +52,358 @@ EPISODES = 16
 MAX_CALLS = 3
 MAX_LATENCY_MS = 500
 MEDIAN_TOKENS, SPREAD, MOST_TOKENS = 40, 0.5, 144
-MAX_LENGTH = 2048
+"""Of a turn: log-normal."""
 SIDE = 64
 """Pixels of an episode's image; 16 tokens."""
+MAX_LENGTH = 2048
 PLANS = 3
+"""Drawn from the seeds 0, 1 and 2."""
+WORDS = "The glyph beside the red square is too small to be read from here, so I look once more. " * 4
+PEERS = {"TRL": "trl", "TRL, async tool": "trl_async", "lock step": "lockstep"}
+"""Title in the table -> name in the figures."""
+
+
+def main() -> None:
+    options = arguments(str(__doc__).splitlines()[0]).parse_args()
+    settle(options)
+    plans = range(1 if options.quick else PLANS)
+    cells: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        subject = load_subject(Path(folder), TinySize())
+        for name, engine in {"vLLM": vllm_engine, "transformers": transformers_engine}.items():
+            with engine(Path(folder), subject) as (sampled, forget):
+                bench = Bench(Path(folder), subject, sampled, forget)
+                cells += [{"engine": name, **bench.measure(seed, options.repeats)} for seed in plans]
+                bench.rollouts.close()
+    show(
+        f"{EPISODES} episodes with slow tools, s, median (min); load average {os.getloadavg()[0]:.1f}",
+        ["engine, plan", "calls", "tokens", "tools, sum", "longest", "ours", *PEERS, *(f"{p} / ours" for p in PEERS)],
+        [
+            [f"{c['engine']}, {c['plan']}", c["calls"], c["tokens"], c["tools_s"], c["longest_tools_s"], c["ours"]]
+            + [c[title] for title in PEERS]
+            + [c[f"time_ratio_{peer}"] for peer in PEERS.values()]
+            for c in cells
+        ],
+    )
+    finish("rollout_tools", figures_of(cells), cells, quick=options.quick)
+
+
+def figures_of(cells: Sequence[dict[str, Any]]) -> dict[str, object]:
+    """Ratios of each engine, the medians of its plans; those named after no engine are of the engine with the least."""
+    engines = list(dict.fromkeys(cell["engine"] for cell in cells))
+    of = {
+        (engine, peer): statistics.median(c[f"time_ratio_{peer}"] for c in cells if c["engine"] == engine)
+        for engine in engines
+        for peer in PEERS.values()
+    }
+    seconds = {f"{name}_s": [c[f"{name}_s"] for c in cells] for name in ("tools", "ours", *PEERS.values())}
+    return {
+        **{f"time_ratio_{peer}": min(of[engine, peer] for engine in engines) for peer in PEERS.values()},
+        **{f"time_ratio_{peer}_{engine.lower()}": ratio for (engine, peer), ratio in of.items()},
+        **{name: round(statistics.mean(values), 2) for name, values in seconds.items()},
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is said in all episodes of a run."""
+    """What is said in the episodes of a run, and how long their tools take."""
 
     said: Sequence[Sequence[np.ndarray]]
-    """[episodes][turns] token ids, the end of the turn included."""
+    """[episodes][turns] token ids, the end-of-turn token included."""
     latencies_ms: Sequence[Sequence[int]]
     """[episodes][calls]"""
 
     @classmethod
     def draw(cls, subject: Subject, seed: int) -> "Plan":
-        draw, tokenizer = Draw(subject.facts, seed), subject.tokenizer
-        said, latencies_ms = [], []
-        for _ in range(EPISODES):
-            latencies_ms.append([draw.random.randint(0, MAX_LATENCY_MS) for _ in range(draw.random.randint(1, MAX_CALLS))])
-            ends = [*(_written_call(ms) for ms in latencies_ms[-1]), "7"]
-            said.append([_turn(tokenizer.encode(end), draw) for end in ends])
-        return cls(said=said, latencies_ms=latencies_ms)
+        draw, tokenizer = random.Random(seed), subject.processor.tokenizer  # pyright: ignore
+        end_id, words = subject.facts.eos_token_ids[0], tokenizer.encode(WORDS)
 
-    @property
-    def num_calls(self) -> int:
-        return sum(len(calls) for calls in self.latencies_ms)
+        def turn(text: str) -> np.ndarray:
+            said = tokenizer.encode(text)
+            length = round(draw.lognormvariate(np.log(MEDIAN_TOKENS), SPREAD))
+            num_words = max(0, min(length, MOST_TOKENS) - len(said) - 1)
+            return np.array([*words[:num_words], *said, end_id], dtype=np.int64)
+
+        latencies_ms = [
+            [draw.randint(0, MAX_LATENCY_MS) for _ in range(draw.randint(1, MAX_CALLS))] for _ in range(EPISODES)
+        ]
+        return cls(
+            said=[[*(turn(call(ms)) for ms in row), turn("7")] for row in latencies_ms], latencies_ms=latencies_ms
+        )
 
     @property
     def num_tokens(self) -> int:
         return sum(len(turn) for turns in self.said for turn in turns)
 
-    @property
-    def seconds(self) -> list[float]:
-        """Of each episode's tools."""
-        return [sum(calls) / 1000 for calls in self.latencies_ms]
 
-
-def _written_call(ms: int) -> str:
+def call(ms: int) -> str:
     return f"<tool_call>\n{json.dumps({'name': 'look', 'arguments': {'ms': ms}})}\n</tool_call>"
 
 
-def _turn(end: Sequence[int], draw: Draw) -> np.ndarray:
-    """Random words, `end`, and the end-of-turn token: of a log-normal length, or as long as these need."""
-    length = draw.length(MEDIAN_TOKENS, SPREAD, len(end) + 1, MOST_TOKENS)
-    words = draw.text(length - len(end) - 1)
-    return np.array([*words, *end, draw.facts.eos_token_ids[0]], dtype=np.int64)
+class PlannedEngine:
+    """Samples from an engine as many tokens as a turn has in the plan, and hands over the planned ones."""
+
+    def __init__(self, sampled: VllmEngine | TransformersEngine) -> None:
+        self.sampled = sampled
+        self.prompts: Sequence[np.ndarray] = ()
+        """Of each episode; no two are alike."""
+
+    def begin(self, plan: Plan) -> None:
+        self.plan = plan
+        self.num_turns = [0] * EPISODES
+        self.num_read = self.num_sampled = 0
+
+    def episode_of(self, token_ids: np.ndarray) -> int:
+        return next(i for i, prompt in enumerate(self.prompts) if np.array_equal(token_ids[: len(prompt)], prompt))
+
+    def next_turn(self, token_ids: np.ndarray) -> np.ndarray:
+        episode = self.episode_of(token_ids)
+        said = self.plan.said[episode][self.num_turns[episode]]
+        self.num_turns[episode] += 1
+        self.num_read += len(token_ids)
+        return said
+
+    def stream(self, sampling: Sampling) -> "PlannedStream":
+        return PlannedStream(self, self.sampled.stream(sampling))
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
+        """One answer to each."""
+        stream = self.stream(sampling)
+        for place, request in enumerate(requests):
+            stream.add(place, request, max_new_tokens=sampling.max_new_tokens, seed=place)
+        samples: dict[int, Sample] = {}
+        while stream.num_running:
+            samples |= {answer.key: answer.sample for answer in stream.poll(1.0)}
+        return [[samples[place]] for place in range(len(requests))]
+
+    def update_weights(self, policy: nn.Module, version: int) -> None: ...
+
+    def rest(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PlannedStream:
+    def __init__(self, engine: PlannedEngine, stream: Stream) -> None:
+        self._engine, self._stream = engine, stream
+        self._said: dict[int, np.ndarray] = {}
+
+    def add(self, key: int, request: Request, *, max_new_tokens: int, seed: int) -> None:
+        self._said[key] = self._engine.next_turn(request.token_ids)
+        self._stream.add(key, request, max_new_tokens=len(self._said[key]), seed=seed)
+
+    def poll(self, timeout_s: float) -> list[Answer]:
+        return [replace(a, sample=self._planned(a)) for a in self._stream.poll(timeout_s)]
+
+    def _planned(self, answer: Answer) -> Sample:
+        said, sample = self._said[answer.key], answer.sample
+        assert len(sample.token_ids) == len(said), f"sampled {len(sample.token_ids)} tokens, planned {len(said)}"
+        self._engine.num_sampled += len(said)
+        return replace(sample, token_ids=said, stop="end")
+
+    @property
+    def num_running(self) -> int:
+        return self._stream.num_running
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class Bench:
+    """All sides on one engine. forget: empties the engine's caches, or the second side would have the first one's."""
+
+    def __init__(
+        self, folder: Path, subject: Subject, sampled: VllmEngine | TransformersEngine, forget: Callable[[], object]
+    ) -> None:
+        self.subject, self.forget = subject, forget
+        self.renderer = Renderer(subject.processor, subject.facts, max_length=MAX_LENGTH)
+        self.slept_ms: list[int] = []
+        self.engine = PlannedEngine(sampled)
+        self.sampling = Sampling(max_new_tokens=MOST_TOKENS)
+        pixels = np.random.default_rng(0).integers(0, 256, (EPISODES, SIDE, SIDE, 3), dtype=np.uint8)
+        self.examples = [example(number, Image.fromarray(picture)) for number, picture in enumerate(pixels)]
+        self.openings = [opened(self.environment(), row, self.renderer)[1] for row in self.examples]
+        self.engine.prompts = [prompt.token_ids for prompt in self.openings]
+        self.rollouts = Rollouts(
+            engine=self.engine,
+            renderer=self.renderer,
+            decode=self.decode,
+            environments={"look": TaskEnvironment(make=self.environment)},
+        )
+        self.trainers = [
+            grpo_trainer(
+                load_subject(folder, TinySize()).model,
+                subject.processor,
+                folder / "trl",
+                batch=EPISODES,
+                max_completion_length=MAX_LENGTH,
+                tools=[tool],
+            )
+            for tool in (self.tool(), self.async_tool())
+        ]
+
+    def measure(self, seed: int, repeats: int) -> dict[str, Any]:
+        plan = Plan.draw(self.subject, seed)
+        read: set[int] = set()
+
+        def checked(play: Callable[[], object]) -> None:
+            play()
+            engine = self.engine
+            assert engine.num_turns == [len(turns) for turns in plan.said], "not every turn was played once"
+            assert engine.num_sampled == plan.num_tokens, f"sampled {engine.num_sampled}, planned {plan.num_tokens}"
+            assert sorted(self.slept_ms) == sorted(ms for row in plan.latencies_ms for ms in row), "other calls"
+            read.add(engine.num_read)
+            assert len(read) == 1, f"prompts of all turns have {read} tokens: the sides differ"
+
+        def before(name: str) -> None:
+            self.forget()
+            self.slept_ms.clear()
+            self.engine.begin(plan)
+
+        plain, with_async = self.trainers
+        plays: dict[str, Callable[[], object]] = {
+            "ours": self.ours,
+            "TRL": lambda: self.trl(plain),
+            "TRL, async tool": lambda: self.trl(with_async),
+            "lock step": self.lock_step,
+        }
+        sides = {name: lambda play=play: checked(play) for name, play in plays.items()}
+        for name, side in sides.items():
+            before(name)
+            side()
+        times = interleave(sides, repeats, before=before)
+        ours, tools = times["ours"].median_s, [sum(row) / 1000 for row in plan.latencies_ms]
+        return {
+            "plan": seed,
+            "calls": sum(len(row) for row in plan.latencies_ms),
+            "tokens": plan.num_tokens,
+            "tokens_read": read.pop(),
+            "tools_s": round(sum(tools), 2),
+            "longest_tools_s": round(max(tools), 2),
+            **{name: str(timing) for name, timing in times.items()},
+            "ours_s": round(ours, 3),
+            **{f"{peer}_s": round(times[title].median_s, 3) for title, peer in PEERS.items()},
+            **{f"time_ratio_{peer}": round(times[title].median_s / ours, 2) for title, peer in PEERS.items()},
+        }
+
+    def ours(self) -> None:
+        rolled = self.rollouts.roll(self.examples, group_size=1, sampling=self.sampling)
+        assert all(t.status is Status.FINISHED for group in rolled.groups for t in group)
+
+    def trl(self, trainer: GRPOTrainer) -> None:
+        tool_rollouts(trainer, [conversation(row) for row in self.examples], self.answer_ids)
+
+    def answer_ids(self, prompts: list[list[int]]) -> list[list[int]]:
+        requests = []
+        for prompt in prompts:
+            token_ids = np.array(prompt, dtype=np.int64)
+            shown = self.openings[self.engine.episode_of(token_ids)]
+            requests.append(Request(token_ids=token_ids, images=shown.images, pictures=shown.pictures))
+        return [sample.token_ids.tolist() for (sample,) in self.engine.generate(requests, self.sampling)]
+
+    def lock_step(self) -> None:
+        """The parts of ours, in rounds."""
+        episodes = [Episode(row, self.decode, limits=Limits(), max_length=MAX_LENGTH) for row in self.examples]
+        environments = [self.environment() for _ in episodes]
+
+        def answer(k: int, text: str) -> Any:
+            return stepped(environments[k], text, episodes[k].num_images_left, self.examples[k], self.renderer)
+
+        with ThreadPoolExecutor(EPISODES) as pool:
+            for k, (opening, prompt) in enumerate(
+                pool.map(lambda k: opened(environments[k], self.examples[k], self.renderer), range(EPISODES))
+            ):
+                episodes[k].begin(prompt, opening)
+            live = list(range(EPISODES))
+            while live:
+                groups = self.engine.generate([episodes[k].request() for k in live], self.sampling)
+                texts = [episodes[k].said(sample) for k, (sample,) in zip(live, groups, strict=True)]
+                for k, (verdict, shown) in zip(live, pool.map(answer, live, texts), strict=True):
+                    if isinstance(verdict, Observation):
+                        episodes[k].observed(verdict, shown, 0.0)
+                    else:
+                        episodes[k].done(verdict, 0.0)
+                live = [k for k in live if not episodes[k].has_ended]
+
+    def environment(self) -> ToolEnvironment:
+        return ToolEnvironment(tools=[self.tool()])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.subject.processor.tokenizer.decode(list(token_ids))  # pyright: ignore
+
+    def tool(self) -> Callable[..., Any]:
+        def look(ms: int):  # noqa: ANN202 - a hint would stand in TRL's schema, and not in ours
+            """Looks at the image again.
+
+            Args:
+                ms: Milliseconds that it takes.
+            """
+            time.sleep(ms / 1000)
+            self.slept_ms.append(ms)
+            return "a glyph"
+
+        return look
+
+    def async_tool(self) -> Callable[..., Any]:
+        async def look(ms: int):  # noqa: ANN202
+            """Looks at the image again.
+
+            Args:
+                ms: Milliseconds that it takes.
+            """
+            await asyncio.sleep(ms / 1000)
+            self.slept_ms.append(ms)
+            return "a glyph"
+
+        return look
+
+
+def example(number: int, picture: Image.Image) -> Example:
+    content = [{"type": "image"}, {"type": "text", "text": f"Scene {number}: which digit stands there?"}]
+    return Example(id=str(number), task="look", messages=({"role": "user", "content": content},), images=(picture,))
+
+
+def conversation(row: Example) -> list[dict[str, Any]]:
+    """As TRL takes it."""
+    (message,), (picture,) = row.messages, row.images
+    return [{"role": "user", "content": [{"type": "image", "image": picture}, message["content"][1]]}]
+
+
+@contextmanager
+def vllm_engine(folder: Path, subject: Subject) -> Iterator[tuple[VllmEngine, Callable[[], object]]]:
+    engine = VllmEngine(
+        folder,
+        EndlessFacts(**asdict(subject.facts)),
+        subject.processor,
+        dtype="float32",
+        max_model_len=MAX_LENGTH,
+        max_images=1,
+    )
+
+    def forget() -> None:
+        engine.llm.llm_engine.reset_encoder_cache()
+        engine.llm.reset_mm_cache()
+        engine.llm.reset_prefix_cache()
+
+    try:
+        yield engine, forget
+    finally:
+        engine.close()
+
+
+@contextmanager
+def transformers_engine(folder: Path, subject: Subject) -> Iterator[tuple[TransformersEngine, Callable[[], object]]]:
+    facts = EndlessFacts(**asdict(subject.facts))
+    yield TransformersEngine(PackedPolicy(subject.model, facts), facts), lambda: None
+
+
+class EndlessFacts(ModelFacts):
+    """Facts by which engines sample no end of a turn either: its limit ends it."""
+
+    @property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        return (*super().banned_token_ids, *self.eos_token_ids, self.pad_token_id)
+
+
+if __name__ == "__main__":
+    main()

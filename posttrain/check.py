@@ -136,7 +136,8 @@ def _check_stage(
                 problems.append(f"stages.{name}: {error}")
         found: list[str] = []
         if isinstance(stage, AnswersStage):
-            found += answer_problems(source, stage, rewards, routes_of(name, stage, recipe.teachers), rows)
+            routes, played = routes_of(name, stage, recipe.teachers), set(environments)
+            found += answer_problems(source, stage, rewards, recipe.teachers, routes, played, rows)
         if not given:
             found += environment_problems(source, environments, rows)
         if scored and rewards is not None:

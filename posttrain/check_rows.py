@@ -1,11 +1,11 @@
 """What `posttrain check` says of single rows: their references, their environments, what teachers answer to them."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from posttrain.answers.checking import reward_problem, row_problem
-from posttrain.config import AnswersStage
+from posttrain.config import AnswersStage, TeacherSection
 from posttrain.data import DataSource
 from posttrain.errors import DataError
 from posttrain.records import Example
@@ -67,11 +67,19 @@ def environment_problems(source: DataSource, environments: Mapping[str, TaskEnvi
 
 
 def answer_problems(
-    source: DataSource, stage: AnswersStage, rewards: RewardTable | None, routes: Mapping[str, str], rows: int
+    source: DataSource,
+    stage: AnswersStage,
+    rewards: RewardTable | None,
+    teachers: Mapping[str, TeacherSection],
+    routes: Mapping[str, str],
+    played: Set[str],
+    rows: int,
 ) -> Iterator[str]:
     """Rows that no teacher answers, or whose answers could not be kept."""
+    solvers = {name for name, teacher in teachers.items() if teacher.solver is not None}
     for example in _readable(source, rows):
-        for problem in (row_problem(example, stage, routes), reward_problem(example.task, stage, rewards)):
+        asked = row_problem(example, stage, routes, solvers, played)
+        for problem in (asked, reward_problem(example.task, stage, rewards)):
             if problem is not None:
                 yield problem
 

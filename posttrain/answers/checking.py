@@ -1,6 +1,6 @@
 """What `posttrain check` says of a stage of answers: its teachers, its rows, and whether anything could be kept."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from posttrain.answers.filtering import TOLERANCE
 from posttrain.answers.rows import as_asked, check_writable
@@ -11,6 +11,7 @@ from posttrain.loaded import tokenizer_of
 from posttrain.model.loading import ModelLoadError, load_processor
 from posttrain.records import Example
 from posttrain.rewards import RewardTable
+from posttrain.rewards.table import DEFAULT_TASK
 from posttrain.teachers.identity import checkpoint_identity
 from posttrain.teachers.room import TeacherRoom
 
@@ -41,11 +42,21 @@ def _look_into(path: str, section: TeacherSection) -> None:
         raise TeacherError(f"{path} has no chat template to be asked with; take an instruction-tuned checkpoint")
 
 
-def row_problem(example: Example, stage: AnswersStage, routes: Mapping[str, str]) -> str | None:
-    """Why the answers to a row could not be asked for or written down; None where they can."""
-    if example.task not in routes and "default" not in routes:
-        return f"{example.id} is of task '{example.task}', which no teacher answers; teachers are given for: " + (
-            ", ".join(routes)
+def row_problem(
+    example: Example, stage: AnswersStage, routes: Mapping[str, str], solvers: Set[str], played: Set[str]
+) -> str | None:
+    """Why the answers to a row could not be asked for or written down; None where they can.
+
+    solvers: teachers that are programs, which play in environments; played: tasks that have one.
+    """
+    teacher = routes.get(example.task) or routes.get(DEFAULT_TASK)
+    if teacher is None:
+        given = ", ".join(routes)
+        return f"{example.id} is of task '{example.task}', which no teacher answers; teachers are given for: {given}"
+    if teacher in solvers and not played & {example.task, DEFAULT_TASK}:
+        return (
+            f"{example.id} is of task '{example.task}', which has no environment for solver '{teacher}' to play in; "
+            "add it to the recipe's 'environments'"
         )
     try:
         check_writable(as_asked(example, {"on": True, "off": False}.get(stage.thinking)))

@@ -244,6 +244,15 @@ def test_teachers_of_answers_that_are_not_there_are_problems(asking: Any, tiny_v
         assert problem.startswith(f"stages.ask: teacher '{name}'") and said in problem, problem
 
 
+def test_a_solver_must_be_there_and_have_something_to_play_in(asking: Any) -> None:
+    problems = asking(SUMS[:1], {"scripted": {"solver": "zoomm"}})
+    assert len(problems) == 2 and problems[0] == (
+        "stages.ask: asked.jsonl:1 is of task 'maths', which has no environment for solver 'scripted' to play in; add "
+        "it to the recipe's 'environments'"
+    )
+    assert problems[1].startswith("stages.ask: teacher 'scripted': there is no solver 'zoomm'")
+
+
 def test_only_the_teachers_that_are_asked_are_looked_at(asking: Any, tiny_vl: Path) -> None:
     teachers = {"big": {"path": str(tiny_vl)}, "away": {"server": "http://127.0.0.1:9", "retries": 0}}
     assert asking(SUMS, teachers, teachers={"default": "big"}) == []

@@ -187,7 +187,7 @@ def test_multiple_choice_refuses_a_reference_that_names_no_option(reference: dic
         MultipleChoice().perfect_answer(reference)
 
 
-@given(st.text(alphabet="ABCDabcd().,:orand \n<>/answer\\boxed{}", max_size=60))
+@given(st.text(alphabet="ABCDabcd().,:orand \n<>/answer\\boxed{}答案是选项故、，：（）【】ＡＢ不对因为", max_size=60))
 def test_multiple_choice_never_raises_and_names_at_most_one_option(text: str) -> None:
     scores = [MultipleChoice()(Completion(text=text), {"answer": a, **OPTIONS}).value for a in "ABCD"]
     assert sum(score or 0.0 for score in scores) <= 1

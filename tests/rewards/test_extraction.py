@@ -56,7 +56,7 @@ def test_thoughts_are_stripped_wherever_they_stand() -> None:
     assert strip_thinking("a<think>b</think>c<think>d") is None
 
 
-@given(st.text(alphabet="\\{}boxed<>/thinkanswer# 1\n", max_size=300))
+@given(st.text(alphabet="\\{}boxed<>/thinkanswer# 1\n答案是故选：", max_size=300))
 def test_extraction_never_raises_and_a_box_is_part_of_the_text(text: str) -> None:
     extract_answer(text)
     boxed = last_boxed(text)

@@ -21,6 +21,11 @@ REFERENCES = {
     "clock": {"answer": "3:15"},
     "multiple_choice": {"answer": "B", "options": ["red", "blue"]},
     "exact_match": {"answer": "cup"},
+    "math": {"answer": r"\frac{1}{2}"},
+    "grounding_iou": {"bbox_2d": [10, 10, 200, 200]},
+    "grounding_boxes": {"boxes": [{"bbox_2d": [10, 10, 200, 200], "label": "cup"}]},
+    "points": {"points": [{"point_2d": [500, 500]}]},
+    "count_points": {"answer": 3},
 }
 PIECES = {
     "nothing": "",
@@ -42,6 +47,11 @@ PIECES = {
     "calls": "<tool_call>" * 50_000,
     "NUL": "\x00" * 1000,
     "combining": "a" + "\u0301" * 50_000,
+    "Chinese answers": "答案是" * 300_000,
+    "Chinese choices": "所以，故选" * 200_000,
+    "reasons": "B, because " * 90_000,
+    "options": "选项A、" * 200_000,
+    "boxes": '[{"bbox_2d": [NaN, 1e999, 9, -Infinity]}]' * 20_000,
 }
 
 

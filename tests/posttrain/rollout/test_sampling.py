@@ -1,10 +1,12 @@
 """Drawing tokens: the laws of the distribution, the ban, the filters, and seeds."""
 
+from itertools import islice
+
 import pytest
 import torch
 
 from posttrain.rollout.engine import Sampling
-from posttrain.rollout.sampling import Uniforms, draw_tokens, keep_likely
+from posttrain.rollout.sampling import draw_tokens, keep_likely, uniforms
 
 LOGITS = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()[None]
 
@@ -21,8 +23,8 @@ def test_a_uniform_number_is_turned_into_a_token_by_the_cumulative_distribution(
 
 
 def test_frequencies_of_many_draws_are_the_probabilities() -> None:
-    uniforms = Uniforms.seeded(20_000, seed=0).draw()
-    tokens, _ = draw_tokens(LOGITS.expand(20_000, -1), uniforms, Sampling(max_new_tokens=1))
+    numbers = torch.tensor(list(islice(uniforms(seed=0, index=0), 20_000)), dtype=torch.float64)
+    tokens, _ = draw_tokens(LOGITS.expand(20_000, -1), numbers, Sampling(max_new_tokens=1))
     frequencies = tokens.bincount(minlength=4) / 20_000
     # Four standard errors of the largest binomial.
     assert torch.allclose(frequencies, LOGITS[0].exp(), atol=4 * (0.25 / 20_000) ** 0.5)
@@ -52,13 +54,16 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it(top_p: float, kept: int) ->
     assert int(keep_likely(LOGITS, top_k=0, top_p=top_p).isfinite().sum()) == kept
 
 
-def test_uniforms_depend_on_the_seed_alone() -> None:
-    torch.manual_seed(0)
-    first = [Uniforms.seeded(3, seed=7).draw(), Uniforms.seeded(3, seed=8).draw()]
-    torch.manual_seed(1)
-    assert torch.equal(first[0], Uniforms.seeded(3, seed=7).draw())
-    assert not torch.equal(first[0], first[1])
+def first(seed: int, index: int = 0) -> list[float]:
+    return list(islice(uniforms(seed=seed, index=index), 100))
 
 
-def test_negative_seeds_are_seeds_too() -> None:
-    assert not torch.equal(Uniforms.seeded(3, seed=-1).draw(), Uniforms.seeded(3, seed=1).draw())
+def test_the_numbers_of_a_sample_depend_on_its_seed_and_index_alone() -> None:
+    assert first(7) == first(7)
+    assert len({number for seed in (7, 8) for index in (0, 1) for number in first(seed, index)}) == 400
+    assert all(0 <= number < 1 for number in first(7))
+
+
+def test_any_int_is_a_seed() -> None:
+    drawn = [first(seed)[0] for seed in (-1, 0, 1, 1 << 63, (1 << 64) - 2)]
+    assert len(set(drawn)) == 5
