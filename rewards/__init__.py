@@ -7,6 +7,7 @@ from .clock import ClockReward
 from .coding import CodeReward
 from .corruption import corrupted
 from .counting import CountReward
+from .environment_score import EnvironmentScore
 from .exact import ExactMatch, MultipleChoice
 from .extraction import EXTRACTIONS, Extraction, extract, extract_answer
 from .formatting import FormatReward
@@ -80,6 +81,7 @@ __all__ = [
     "Box",
     "Completion",
     "ConversationTurn",
+    "EnvironmentScore",
     "ExactMatch",
     "FormatReward",
     "FunctionReward",

@@ -53,6 +53,8 @@ class Completion:
     """What the policy was shown, as pictures or paths, for judges that can see: the prompt's, then those of `turns`."""
     turns: tuple[ConversationTurn, ...] = ()
     """All that followed the prompt, what the environment answered too; empty where there was no environment."""
+    environment_score: float | None = None
+    """The environment's own verdict; None where it gives none."""
     answer: str | None = None
     """The final answer, filled in by the table as the task's extraction finds it; None where there is none."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from posttrain.errors import EngineError
+from posttrain.model.policy import FeatureCache
 from posttrain.rollout.continuous_passes import ForwardPasses, Prompt
 from posttrain.rollout.continuous_rows import Rows, Task
 from posttrain.rollout.engine import Answer, Request, Sample, Sampling
@@ -23,6 +24,8 @@ _STEPS_PER_POLL = 4
 answer waits for three steps at most."""
 _COMPANY_FRAC = 0.125
 """Where room is short, samples join once so many of those that run have gone: a prefill costs about a step."""
+
+_FEATURE_BYTES = 1 << 28
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class ContinuousStream:
         self._is_end_V[list(passes.facts.eos_token_ids)] = True
         self._waiting: dict[object, _Waiting] = {}
         self._groups, self._singles = Rows(), Rows()
+        self._features = FeatureCache(_FEATURE_BYTES)
+        """Of the images of earlier prompts: a trajectory's next turn has them all again."""
         self._is_closed = False
 
     def add(self, key: int, request: Request, *, max_new_tokens: int, seed: int) -> None:
@@ -75,6 +80,8 @@ class ContinuousStream:
 
     def poll(self, timeout_s: float) -> list[Answer]:
         """A few steps. The work is done here: there is nothing to wait for, and `timeout_s` is not read."""
+        if not self.num_running:
+            return []
         answers: list[Answer] = []
         try:
             with self._passes.inference():
@@ -94,14 +101,19 @@ class ContinuousStream:
     def close(self) -> None:
         self._is_closed = True
         self._drop()
+        self._features.clear()
 
     @property
     def _num_waiting(self) -> int:
         return sum(len(waiting.tasks) for waiting in self._waiting.values())
 
     def _sweep(self) -> list[Rows]:
-        """What still runs."""
-        return [rows for rows in (self._groups, self._singles) if rows.sweep()]
+        """Gives back memory, all of it where nothing runs; returns what does."""
+        self._groups, self._singles = (rows if rows.num_alive else Rows() for rows in (self._groups, self._singles))
+        running = [rows for rows in (self._groups, self._singles) if rows.num_alive]
+        for rows in running:
+            rows.sweep()
+        return running
 
     def _drop(self) -> None:
         self._waiting.clear()
@@ -119,7 +131,8 @@ class ContinuousStream:
         }
         missing = {rows: wanted for rows, wanted in missing.items() if wanted}
         if missing:
-            prefill = self._passes.prefill([prompt for wanted in missing.values() for prompt in wanted])
+            prompts = [prompt for wanted in missing.values() for prompt in wanted]
+            prefill = self._passes.prefill(prompts, self._features)
             start = 0
             for rows, wanted in missing.items():
                 rows.put(wanted, prefill.part(start, start + len(wanted)))

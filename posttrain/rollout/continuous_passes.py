@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from posttrain.model import ImagePatches, ModelFacts, PackedPolicy, rope_positions
+from posttrain.model.policy import FeatureCache
 from posttrain.model.vision import ImageFeatures, language_inputs, run_tower
 from posttrain.rollout.shared_prefix import Decoding, shared_prefix_decoding
 
@@ -106,8 +107,11 @@ class ForwardPasses:
             for module, training in modes:
                 module.training = training
 
-    def prefill(self, prompts: Sequence[Prompt]) -> Prefill:
-        """Prompts padded on the right, which causality hides; each distinct image passes the tower once."""
+    def prefill(self, prompts: Sequence[Prompt], seen: FeatureCache) -> Prefill:
+        """Prompts padded on the right, which causality hides; each distinct image passes the tower once.
+
+        seen: features of images at the present weights, to be used and added to.
+        """
         facts, device = self.facts, self.device
         lengths_U = np.array([len(prompt.token_ids) for prompt in prompts])
         longest = int(lengths_U.max())
@@ -119,19 +123,19 @@ class ForwardPasses:
         token_ids, positions = torch.from_numpy(token_ids_UL).to(device), torch.from_numpy(positions_RUL).to(device)
         inner: Any = self.policy.base_model.model
         if facts.has_vision:
-            features = self._features([image for prompt in prompts for image in prompt.images])
+            features = self._features([image for prompt in prompts for image in prompt.images], seen)
             text, inputs = inner.language_model, language_inputs(inner, facts, token_ids, features)
         else:
             text, inputs, positions = inner, {"input_ids": token_ids}, positions[0]
         cache = DynamicCache()
         output = text(position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
         layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
         last_U = torch.from_numpy(lengths_U - 1).to(device)
         return Prefill(
             hidden_UH=output.last_hidden_state[torch.arange(len(prompts), device=device), last_U],
-            keys=[layer.keys.to(dtype) for layer in layers if layer.keys is not None],
-            values=[layer.values.to(dtype) for layer in layers if layer.values is not None],
+            keys=[self._kept(k) for k in keys if k is not None],
+            values=[self._kept(v) for v in values if v is not None],
             lengths_U=lengths_U,
         )
 
@@ -158,11 +162,18 @@ class ForwardPasses:
         with torch.autocast(self.device.type, enabled=False):
             return torch.mm(hidden_NH, head_VH.t()).float()
 
-    def _features(self, images: Sequence[ImagePatches]) -> list[ImageFeatures]:
-        """Features of every occurrence, in order; each distinct image passes the tower once."""
-        if not images:
-            return []
-        distinct = {image.key: image for image in images}
-        found = run_tower(self.policy.base_model.model, self.facts, list(distinct.values()))
-        by_key = dict(zip(distinct, found, strict=True))
-        return [by_key[image.key] for image in images]
+    def _kept(self, states: Tensor) -> Tensor:
+        """In the dtype that attention computes in: under autocast, norms and rotary positions give float32 keys."""
+        is_mixed = torch.is_autocast_enabled(self.device.type)
+        return states.to(torch.get_autocast_dtype(self.device.type)) if is_mixed else states
+
+    def _features(self, images: Sequence[ImagePatches], seen: FeatureCache) -> list[ImageFeatures]:
+        """Features of every occurrence, in order."""
+        features = {image.key: seen.get(image.key) for image in images}
+        missing = {image.key: image for image in images if features[image.key] is None}
+        if missing:
+            found = run_tower(self.policy.base_model.model, self.facts, list(missing.values()))
+            for key, made in zip(missing, found, strict=True):
+                features[key] = made
+                seen.put(key, made)
+        return [made for image in images if (made := features[image.key]) is not None]

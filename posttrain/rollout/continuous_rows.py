@@ -12,7 +12,7 @@ from posttrain.rollout.continuous_passes import Prefill, Prompt
 from posttrain.rollout.shared_prefix import Seats, shared_prefix_attention
 
 _IDLE_ROWS_FRAC = 0.125
-"""Rows of samples that have ended are dropped once they are more than this part of all: each costs a whole row of the
+"""Rows of samples that have ended are dropped once they are this part of all: each costs a whole row of the
 forward pass, dropping them a copy of what the others have said."""
 _IDLE_PLACES_FRAC = 0.25
 """So are the prompts that nobody reads: they cost attention alone, dropping them a copy of all other prompts."""
@@ -104,7 +104,7 @@ class Rows:
         self._longest = 0
         """Tokens of the longest prompt."""
         self._starts: Tensor | None = None
-        """`_start_B` on the device; None where all are `_first`."""
+        """First columns of the rows, on the device; None where all are `_first`."""
 
     @property
     def num_rows(self) -> int:
@@ -219,14 +219,10 @@ class Rows:
         self.num_alive -= len(ended)
         return ended
 
-    def sweep(self) -> bool:
-        """Drops idle rows and prompts where they are too many, and everything where nothing runs. Whether it does."""
-        if not self.num_alive:
-            if self.num_rows:
-                self.__init__()
-            return False
+    def sweep(self) -> None:
+        """Drops idle rows, and prompts that nobody reads, where they are too many. Some sample must be alive."""
         if self.num_rows - self.num_alive < _IDLE_ROWS_FRAC * self.num_rows:
-            return True
+            return
         assert self._own is not None
         kept = np.flatnonzero(self._state_B["alive"])
         self.tasks = [self.tasks[row] for row in kept.tolist()]
@@ -241,7 +237,6 @@ class Rows:
             self._state_B["place"] = places.searchsorted(self._state_B["place"])
             self._places = {key: int(places.searchsorted(place)) for key, place in self._places.items()}
         self._replan()
-        return True
 
     def _forget_prompts(self) -> None:
         read = set(self._state_B["place"].tolist())

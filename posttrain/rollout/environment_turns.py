@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.data import RenderedPrompt, Renderer
 from posttrain.environments.calls import parse_reply
-from posttrain.environments.environment import Done, Environment, Observation, Opening
+from posttrain.environments.environment import Done, Environment, Observation, Opening, ScoringEnvironment
 from posttrain.records import Example
 
 _log = logging.getLogger(__name__)
@@ -28,14 +28,23 @@ def opened(environment: Environment, example: Example, renderer: Renderer) -> An
 
 
 def stepped(environment: Environment, text: str, num_images: int, example: Example, renderer: Renderer) -> Any:
-    """(Observation or Done, tokens of the observation), or a coroutine of that."""
+    """(Observation, its tokens) or (Done, the environment's own score), or a coroutine of that.
 
-    def render(answer: Observation | Done) -> tuple[Observation | Done, RenderedPrompt | None]:
-        if not isinstance(answer, Observation) or len(answer.images) > num_images:
-            return answer, None
-        return answer, renderer.render_observation(answer.messages, answer.images, example)
+    An observation of more than `num_images` images comes without tokens.
+    """
 
-    return _then(environment.step(parse_reply(text)), render)
+    def take(answer: Observation | Done) -> Any:
+        match answer:
+            case Observation():
+                fits = len(answer.images) <= num_images
+                shown = renderer.render_observation(answer.messages, answer.images, example) if fits else None
+                return answer, shown
+            case Done() if isinstance(environment, ScoringEnvironment):
+                return _then(environment.score(), lambda score: (answer, score))
+            case _:
+                return answer, None
+
+    return _then(environment.step(parse_reply(text)), take)
 
 
 def _then(given: Any, render: Callable[[Any], Any]) -> Any:
@@ -43,7 +52,8 @@ def _then(given: Any, render: Callable[[Any], Any]) -> Any:
         return render(given)
 
     async def later() -> Any:
-        return render(await given)
+        rendered = render(await given)
+        return await rendered if inspect.isawaitable(rendered) else rendered
 
     return later()
 

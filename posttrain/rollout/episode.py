@@ -47,6 +47,7 @@ class Episode:
         self._version = 0
         self._status: Status | None = None
         self._error = ""
+        self._score: float | None = None
         self.num_tokens = 0
 
     @property
@@ -108,8 +109,10 @@ class Episode:
             self._turns[-1] = replace(self._turns[-1], observation=observation.messages, images=shown.pictures)
             self._show(shown)
 
-    def done(self, verdict: Done, seconds: float) -> None:
+    def done(self, verdict: Done, seconds: float, score: float | None = None) -> None:
+        """score: the environment's own."""
         self._note(verdict.calls, seconds)
+        self._score = score
         self._end(Status.FINISHED)
 
     def failed(self, reason: str) -> None:
@@ -133,6 +136,7 @@ class Episode:
             turns=tuple(self._turns) if self._has_environment else (),
             opening=opening.messages if opening is not None and is_new else (),
             opening_images=self._shown[0].pictures if is_new and self._shown else (),
+            environment_score=self._score,
             tools=opening.tools if opening is not None else (),
             weights_version=self._version,
         )

@@ -194,8 +194,8 @@ class RollingBatch:
         match outcome.value:
             case Opening() as opening, RenderedPrompt() as prompt:
                 episode.begin(prompt, opening)
-            case Done() as verdict, None:
-                episode.done(verdict, outcome.seconds)
+            case Done() as verdict, score:
+                episode.done(verdict, outcome.seconds, score)
             case Observation() as observation, shown:
                 episode.observed(observation, shown, outcome.seconds)
             case answer, _:

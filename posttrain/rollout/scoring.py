@@ -49,6 +49,7 @@ def completion_of(trajectory: Trajectory) -> Completion:
         num_turns=len(trajectory.turns) or 1,
         images=(*shown, *(image for turn in trajectory.turns for image in turn.images)),
         turns=tuple(part for turn in trajectory.turns for part in _conversation(turn)),
+        environment_score=trajectory.environment_score,
     )
 
 

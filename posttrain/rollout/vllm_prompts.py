@@ -72,7 +72,7 @@ def sampling_settings(facts: ModelFacts, sampling: Sampling, *, max_new_tokens: 
         "seed": seed,
         "stop_token_ids": list(facts.eos_token_ids),
         "logit_bias": dict.fromkeys(banned, -BAN_NATS) if banned else None,
-        "logprobs": len(banned),
+        "logprobs": None if banned else 0,  # a number beside token ids would have vLLM find the likeliest in vain
         "logprob_token_ids": banned or None,
         "detokenize": False,
     }

@@ -43,7 +43,6 @@ def serve(
     tensor_parallel_size: int = 1,
     enforce_eager: bool = False,
     weights_dir: Path | None = None,
-    weight_transfer: str = "",
     api_key_env: str = "",
     extra: Sequence[str] = (),
 ) -> NoReturn:
@@ -51,8 +50,8 @@ def serve(
 
     model: a folder or hub name. min_pixels, max_pixels: of an image, as the trainer's recipe has them; default: the
     checkpoint's. weights_dir: a folder that trainer and server both see, through which weights then go instead of over
-    HTTP. weight_transfer: "nccl" joins the trainer's GPU directly. api_key_env: the environment variable that holds
-    the key which every request must bring; it is never an argument, which other users of the machine could read.
+    HTTP. api_key_env: the environment variable that holds the key which every request must bring; it is never an
+    argument, which other users of the machine could read.
     extra: further arguments of vLLM's own server.
     Raises EngineError where vLLM is not installed, ConfigError for arguments that cannot be right.
     """
@@ -85,8 +84,6 @@ def serve(
         command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(max_model_len, 4096))]
     if size := image_size(model, min_pixels, max_pixels):
         command += ["--mm-processor-kwargs", json.dumps({"size": size})]
-    if weight_transfer:
-        command += ["--weight-transfer-config", json.dumps({"backend": weight_transfer})]
     arguments = [sys.executable, "-m", _MODULE, *command, *extra]
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from posttrain import cli
 
-COMMANDS = [[], ["list"], ["copy"], ["check"], ["run"], ["eval"], ["export"], ["report"], ["rewards"]]
+COMMANDS = [[], ["list"], ["copy"], ["check"], ["run"], ["eval"], ["export"], ["report"], ["serve"], ["rewards"]]
 COMMANDS += [["rewards", "list"], ["rewards", "show"], ["rewards", "test"]]
 
 

@@ -47,11 +47,11 @@ PIECES = {
     "calls": "<tool_call>" * 50_000,
     "NUL": "\x00" * 1000,
     "combining": "a" + "\u0301" * 50_000,
-    "Chinese answers": "答案是" * 300_000,
-    "Chinese choices": "所以，故选" * 200_000,
-    "reasons": "B, because " * 90_000,
-    "options": "选项A、" * 200_000,
-    "boxes": '[{"bbox_2d": [NaN, 1e999, 9, -Infinity]}]' * 20_000,
+    "Chinese answers": "答案是" * 60_000,
+    "Chinese choices": "所以，故选" * 40_000,
+    "reasons": "B, because " * 20_000,
+    "options": "选项A、" * 40_000,
+    "boxes": '[{"bbox_2d": [NaN, 1e999, 9, -Infinity]}]' * 4_000,
 }
 
 

@@ -137,13 +137,14 @@ def test_what_a_function_logs_as_trl_lets_it_becomes_parts_and_remarks() -> None
         log_extra("odds", [float("nan"), True])
         return [1.0, None]
 
-    score, silent = make_reward(careful).score_batch([Completion(text="abc"), Completion(text="ab")], [{}, {}])
+    made = FunctionReward(function=careful)
+    score, silent = made.score_batch([Completion(text="abc"), Completion(text="ab")], [{}, {}])
     assert (score.value, dict(score.parts)) == (1.0, {"mean_length": 2.5, "length": 3.0})
     assert score.reason == "heard: yes; odds: nan"
     assert (silent.value, dict(silent.parts)) == (None, {"mean_length": 2.5, "length": 2.0, "odds": 1.0})
     assert silent.reason == "it gave no verdict; heard: no"
     with pytest.raises(BadRewardError, match=r"log_extra\('heard'\) got 2 values for 1 completions"):
-        make_reward(careful)(Completion(text="abc"), {})
+        made(Completion(text="abc"), {})
 
 
 def test_a_function_can_have_plain_texts_and_gets_only_what_it_names() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from posttrain.model.families import Family
+from posttrain.rewards.table import make_table
 
 from posttrain.data import Renderer
 from posttrain.environments.environment import Observation, Opening
@@ -18,6 +19,7 @@ from posttrain.rollout.engine import Sampling
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.rolling import Rollouts
 from posttrain.rollout.rolling_batch import TaskEnvironment
+from posttrain.rollout.scoring import score
 
 from .episodes import AsyncEnvironment, ScriptedEnvironment, ScriptedStreams, call
 
@@ -283,3 +285,24 @@ def test_equal_seeds_ask_with_equal_seeds_whatever_the_tools_take(roll: Callable
         return set(engine.seeds)
 
     assert seeds([0.0, 0.1, 0.2]) == seeds([0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_environment_that_judges_its_own_episodes_is_heard_by_the_reward(
+    is_async: bool, roll: Callable[..., Any]
+) -> None:
+    class Judging(AsyncEnvironment if is_async else ScriptedEnvironment):  # type: ignore[misc]
+        def score(self) -> Any:
+            assert self.log[-1] == "7" and "close" not in self.log
+
+            async def later() -> float:
+                return 0.75
+
+            return later() if is_async else 0.75
+
+    ((trajectory,),) = roll({"digit": [call(n=1), "7"]}, lambda: Judging(["fine"]))[0].groups
+    assert trajectory.environment_score == 0.75
+    table = make_table({"zoom": "environment_score"})
+    assert [verdict.value for verdict in score([trajectory], table)] == [0.75]
+    ((silent,),) = roll({"digit": ["7"]}, lambda: ScriptedEnvironment())[0].groups
+    assert [verdict.value for verdict in score([silent], table)] == [None]

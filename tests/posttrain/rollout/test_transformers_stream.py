@@ -183,6 +183,23 @@ def test_what_waits_is_prefilled_together_and_equal_prompts_once(load_tiny) -> N
     assert len(drained(stream)) == 4
 
 
+def test_the_images_of_earlier_turns_do_not_pass_the_tower_again(load_tiny) -> None:
+    tiny = load_tiny(Family.QWEN3_VL)
+    images = []
+    tiny.model.model.visual.register_forward_hook(
+        lambda module, args, kwargs, out: images.append(len(kwargs["grid_thw"])), with_kwargs=True
+    )
+    first, crop = tiny.request("Locate it.", [(64, 64)], n=1), tiny.request("Closer.", [(96, 64)], n=1)
+    second = Request(token_ids=np.concatenate([first.token_ids, crop.token_ids]), images=first.images + crop.images)
+    stream = TransformersEngine(tiny.policy, tiny.facts).stream(SAMPLED)
+    samples = {}
+    for key, request in enumerate([first, second]):
+        stream.add(key, request, max_new_tokens=6, seed=key)
+        samples |= drained(stream)
+    assert images == [1, 1]
+    assert tiny.gap([first, second], [[samples[0, 0]], [samples[1, 0]]]) < PARITY
+
+
 def test_banned_tokens_are_never_sampled_by_who_joins_late_either(load_tiny) -> None:
     tiny = load_tiny(Family.QWEN3_VL)
     request = tiny.request("Locate the red circle.", [(64, 64)], n=16)
