@@ -1,9 +1,9 @@
 """Sixteen episodes with slow tools: nobody waits for anybody else's, against TRL's own loop and lock step.
 
 An episode has an image and one to three tool calls of 0 to 0.5 s each. All sides play the same plan on the same engine,
-in turns: ours (`Rollouts`); TRL's `GRPOTrainer._generate` with its `_tool_call_loop`, which runs the tools of one episode
-after those of another, also where they are coroutines (`--async-tool`); and lock step with gathered tools: all sample,
-the tools of that turn run at once, all sample again.
+in turns: ours (`Rollouts`); TRL's `GRPOTrainer._generate` with its `_tool_call_loop`, which runs the tools of one
+episode after those of another, also where they are coroutines (`--async-tool`); and lock step with gathered tools: all
+sample, the tools of that turn run at once, all sample again.
 
 An untrained policy calls no tools. So the engine samples as many tokens as the planned turn has, kept from ending it,
 and then hands over the planned turn in their place, which holds a call that names its own latency. The rest is each
@@ -11,6 +11,9 @@ side's own: rendering, parsing, running tools, joining tokens. Of TRL only `_gen
 same engine. Turns differ in length, which `generate` has no setting for: TRL and lock step ask a stream for all answers
 of a turn and read it until they are there, as `generate` does. Each run is checked: tokens read and sampled, calls, and
 seconds of tools are the plan's. float32; the quick-start's tiny Qwen3-VL.
+
+Tools sleep and sampling does not: on a machine with other work the ratios come out too low. The time of the processor
+is among the figures, and the ratios of minima are the better ones then.
 """
 
 import asyncio

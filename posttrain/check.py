@@ -12,7 +12,7 @@ from rich.table import Table
 
 from posttrain.answers.checking import teacher_problems
 from posttrain.build import make_environments, make_renderer, make_rewards, make_source
-from posttrain.check_rows import answer_problems, environment_problems, first_rows, reference_problems
+from posttrain.check_rows import answer_problems, environment_problems, first_rows, num_shown_tokens, reference_problems
 from posttrain.config import (
     AnswersStage,
     DataSection,
@@ -128,7 +128,7 @@ def _check_stage(
                 if given:
                     lengths += [s.num_tokens for s in renderer.render_training(example)]
                 else:
-                    lengths.append(len(renderer.render_prompt(example).token_ids))
+                    lengths.append(num_shown_tokens(example, environments, renderer))
             except TooLong as error:
                 too_long += 1
                 lengths.append(error.num_tokens)

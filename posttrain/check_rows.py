@@ -1,15 +1,18 @@
 """What `posttrain check` says of single rows: their references, their environments, what teachers answer to them."""
 
+import asyncio
+import inspect
 import time
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from posttrain.answers.checking import reward_problem, row_problem
 from posttrain.config import AnswersStage, TeacherSection
-from posttrain.data import DataSource
+from posttrain.data import DataSource, Renderer
 from posttrain.errors import DataError
 from posttrain.records import Example
 from posttrain.rewards import RewardTable
+from posttrain.rollout.environment_turns import closed, opened
 from posttrain.rollout.rolling_batch import TaskEnvironment
 
 _NEIGHBOURS = 2
@@ -64,6 +67,20 @@ def environment_problems(source: DataSource, environments: Mapping[str, TaskEnvi
             played.make().validate(example)
         except DataError as error:
             yield str(error)
+
+
+def num_shown_tokens(example: Example, environments: Mapping[str, TaskEnvironment], renderer: Renderer) -> int:
+    """Tokens of what the policy is shown first: of an episode, what its environment opens with."""
+    played = environments.get(example.task) or environments.get("default")
+    if played is None:
+        return len(renderer.render_prompt(example).token_ids)
+    environment = played.make()
+    opening = opened(environment, example, renderer)
+    _, shown = asyncio.run(opening) if inspect.iscoroutine(opening) else opening
+    closing = closed(environment)
+    if inspect.iscoroutine(closing):
+        asyncio.run(closing)
+    return len(shown.token_ids)
 
 
 def answer_problems(

@@ -7,7 +7,17 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from posttrain.config import AnswersStage, ModelSection, Recipe, Stage, TeacherSection, routes_of
+from posttrain.answers.provenance import HOW_A_JUDGE_IS_ASKED
+from posttrain.config import (
+    AnswersStage,
+    ModelSection,
+    OffPolicyDistillStage,
+    Recipe,
+    SFTStage,
+    Stage,
+    TeacherSection,
+    routes_of,
+)
 from posttrain.data import corpus
 from posttrain.errors import ConfigError
 from posttrain.model.families import Family
@@ -55,7 +65,7 @@ def origins(recipe: Recipe) -> dict[str, Origin]:
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
     """For each stage a hash of all that made it: its settings and those of what it starts from, reads and asks."""
-    rewards = {task: section.model_dump(mode="json") for task, section in recipe.rewards.items()}
+    rewards = {task: _reward_settings(section.model_dump(mode="json")) for task, section in recipe.rewards.items()}
     played = {task: section.model_dump(mode="json") for task, section in recipe.environments.items()}
     origin = origins(recipe)
     found: dict[str, str] = {}
@@ -68,8 +78,26 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
         if name in origin:
             parent = origin[name].parent
             begun = {"from": found[parent] if parent else origin[name].model.model_dump(mode="json")}
-        found[name] = fingerprint(recipe.seed, rewards, played, name, settings, begun, asked, read)
+        rules = (rewards, played) if _is_scored(stage) else ()
+        found[name] = fingerprint(recipe.seed, *rules, name, settings, begun, asked, read)
     return found
+
+
+def _is_scored(stage: Stage) -> bool:
+    """False where rewards only measure what was trained, and environments are not entered."""
+    return not isinstance(stage, (SFTStage, OffPolicyDistillStage))
+
+
+def _reward_settings(value: Any) -> Any:
+    """What decides a verdict: not where a judge's server is, or how it is asked."""
+    if isinstance(value, list):
+        return [_reward_settings(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    settings = {key: _reward_settings(item) for key, item in value.items()}
+    if isinstance(settings.get("server"), dict):
+        settings["server"] = {k: v for k, v in settings["server"].items() if k not in HOW_A_JUDGE_IS_ASKED}
+    return settings
 
 
 def _teacher_settings(section: TeacherSection, made_by: Mapping[str, str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from .aggregation import Aggregation, clipped, gated_sum, weighted_sum
 from .batching import score_many
 from .corruption import reference_problem, too_generous
+from .environment_score import EnvironmentScore
 from .extraction import EXTRACTIONS, Extraction, extract, extract_answer
 from .functions import FunctionReward
 from .registry import RewardSpec, make_reward, nearest, reward_name
@@ -59,8 +60,8 @@ class WeightedReward:
 
     @property
     def is_bounded(self) -> bool:
-        """False for a function, which may give anything: its full marks of 1 are a guess."""
-        return not isinstance(self.reward, FunctionReward)
+        """False for a function and an environment, which may give anything: their full marks of 1 are a guess."""
+        return not isinstance(self.reward, FunctionReward | EnvironmentScore)
 
     @property
     def opens_at(self) -> float | None:

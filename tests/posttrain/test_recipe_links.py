@@ -132,3 +132,16 @@ def test_keys_that_would_do_nothing_or_something_else_are_refused(stage: Any, se
     with pytest.raises(ConfigError) as raised:
         recipe({"d": stage}, {"strong": LOCAL})
     assert sentence in str(raised.value)
+
+
+def test_a_judge_that_moved_and_rewards_that_only_measure_change_no_fingerprint() -> None:
+    stages = {"sft": {"algorithm": "sft"}, "sapo": {"algorithm": "sapo"}}
+
+    def with_judge(url: str, model: str = "judge") -> dict[str, str]:
+        reward = {"name": "judge_accuracy", "options": {"server": {"url": url, "model": model}}}
+        return fingerprints(recipe(stages, rewards={"default": {"rewards": [reward]}}))
+
+    before, moved = with_judge("http://127.0.0.1:8001"), with_judge("http://10.0.0.2:9")
+    other = with_judge("http://127.0.0.1:8001", "another")
+    assert before == moved
+    assert before["sft"] == other["sft"] and before["sapo"] != other["sapo"]

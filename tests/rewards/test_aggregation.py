@@ -146,6 +146,7 @@ def test_a_class_says_its_own_full_marks_and_a_function_may_give_anything() -> N
     free = make_table({"t": lambda completions, **_: [7.0]}).rewards_for("t")
     assert not free.is_bounded and TaskRewards((stars,), aggregation="gate_by_correctness").is_bounded
     assert WeightedReward(free.rewards[0].reward, gate=6.5).opens_at == 6.5
+    assert WeightedReward(make("environment_score"), gate=50.0).opens_at == 50.0, "a game counts as it likes"
 
 
 @pytest.mark.parametrize(
