@@ -70,13 +70,22 @@ def environment_problems(source: DataSource, environments: Mapping[str, TaskEnvi
 
 
 def num_shown_tokens(example: Example, environments: Mapping[str, TaskEnvironment], renderer: Renderer) -> int:
-    """Tokens of what the policy is shown first: of an episode, what its environment opens with."""
+    """Tokens of what the policy is shown first: of an episode, what its environment opens with.
+
+    Raises DataError where it cannot be shown.
+    """
     played = environments.get(example.task) or environments.get("default")
     if played is None:
         return len(renderer.render_prompt(example).token_ids)
     environment = played.make()
-    opening = opened(environment, example, renderer)
-    _, shown = asyncio.run(opening) if inspect.iscoroutine(opening) else opening
+    environment.validate(example)
+    try:
+        opening = opened(environment, example, renderer)
+        _, shown = asyncio.run(opening) if inspect.iscoroutine(opening) else opening
+    except DataError:
+        raise
+    except Exception as error:  # a user's own environment
+        raise DataError(f"{example.id}: its environment does not start: {type(error).__name__}: {error}") from error
     closing = closed(environment)
     if inspect.iscoroutine(closing):
         asyncio.run(closing)
