@@ -222,7 +222,23 @@ class TeacherSection(Section):
 
 
 class EngineSection(Section):
-    kind: Literal["transformers", "vllm"] = Field(default="transformers", description="What samples the rollouts.")
+    kind: Literal["transformers", "vllm", "server"] = Field(
+        default="transformers",
+        description="What samples the rollouts: the model itself, vLLM in this process, or vLLM servers.",
+    )
+    servers: list[str] = Field(default=[], description="server: addresses of what `posttrain serve` has started.")
+    weights_dir: str | None = Field(
+        default=None, description="server: a folder that trainer and servers both see, for weights; default: uploaded."
+    )
+    api_key_env: str | None = Field(
+        default=None, description="server: environment variable that holds the servers' key; it is never written down."
+    )
+    timeout_s: float = Field(default=600.0, gt=0, description="server: seconds of one try of one sample.")
+    retries: int = Field(default=5, ge=0, description="server: further tries of a sample, on any server.")
+    without_servers_s: float = Field(
+        default=120.0, ge=0, description="server: seconds without any server before the run stops, all saved."
+    )
+    concurrency: int = Field(default=256, ge=1, description="server: samples that one server is at.")
     max_batch_tokens: int = Field(
         default=65536, ge=1, description="transformers: prompt and answer tokens sampled at once."
     )
@@ -233,6 +249,14 @@ class EngineSection(Section):
     tensor_parallel_size: int = Field(default=1, ge=1, description="vllm: GPUs that share one copy.")
     enforce_eager: bool = Field(default=True, description="vllm: no CUDA graphs; starts faster, decodes slower.")
     sleep: bool = Field(default=True, description="vllm on a GPU: give its memory back while training.")
+
+    @model_validator(mode="after")
+    def _servers_belong_to_their_kind(self) -> "EngineSection":
+        if (self.kind == "server") != bool(self.servers):
+            raise ValueError(
+                "kind 'server' and 'servers' (addresses of what `posttrain serve` has started) belong together"
+            )
+        return self
 
 
 class EvaluationSection(Section):

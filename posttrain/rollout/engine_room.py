@@ -15,11 +15,11 @@ from posttrain.rollout.engine import Engine
 
 
 class EngineRoom:
-    """Hands out the engine that samples from a model; a vLLM engine serves every stage whose model has its shape."""
+    """Hands out the engine that samples from a model; one of vLLM serves every stage whose model has its shape."""
 
     def __init__(self, section: EngineSection, model: ModelSection, seed: int, accelerator: Accelerator) -> None:
         self._section, self._model, self._seed, self._accelerator = section, model, seed, accelerator
-        self._vllm: Engine | None = None
+        self._kept: Engine | None = None
         self._shape = ""
 
     def engine_for(self, loaded: Loaded, *, dtype: Literal["float32", "bfloat16"] | None = None) -> Engine:
@@ -40,32 +40,56 @@ class EngineRoom:
                 vocab_limit=len(loaded.tokenizer),
             )
         shape = _shape_of(loaded)
-        if self._vllm is not None and shape != self._shape:
+        if self._kept is not None and shape != self._shape:
+            if section.kind == "server":
+                raise ConfigError(
+                    "the servers hold a model of another shape than this stage's: train models of different shapes in "
+                    "recipes of their own, or set engine.kind to 'vllm'"
+                )
             self.close()
-        if self._vllm is None:
-            from posttrain.rollout.vllm_engine import VllmEngine
+        if self._kept is None:
+            made = self._servers(loaded) if section.kind == "server" else self._vllm(loaded, dtype)
+            self._kept, self._shape = made, shape
+        return self._kept
 
-            engine: Engine = VllmEngine(
-                _base_folder(loaded),
-                loaded.facts,
-                loaded.processor if loaded.facts.has_vision else None,  # pyright: ignore[reportArgumentType]
-                dtype=dtype or self._model.dtype,
-                max_model_len=section.max_model_len,
-                max_images=section.max_images,
-                max_num_seqs=section.max_num_seqs,
-                gpu_memory_utilization=section.gpu_memory_utilization,
-                tensor_parallel_size=section.tensor_parallel_size,
-                enforce_eager=section.enforce_eager,
-                enable_sleep=section.sleep and self._accelerator.device.type == "cuda",
-                seed=self._seed,
-            )
-            self._vllm, self._shape = engine, shape
-        return self._vllm
+    def _servers(self, loaded: Loaded) -> Engine:
+        from posttrain.rollout.server_engine import VllmServerEngine
+
+        section = self._section
+        return VllmServerEngine(
+            section.servers,
+            loaded.facts,
+            weights_dir=Path(section.weights_dir) if section.weights_dir is not None else None,
+            api_key_env=section.api_key_env,
+            timeout_s=section.timeout_s,
+            retries=section.retries,
+            without_servers_s=section.without_servers_s,
+            concurrency=section.concurrency,
+        )
+
+    def _vllm(self, loaded: Loaded, dtype: Literal["float32", "bfloat16"] | None) -> Engine:
+        from posttrain.rollout.vllm_engine import VllmEngine
+
+        section = self._section
+        return VllmEngine(
+            _base_folder(loaded),
+            loaded.facts,
+            loaded.processor if loaded.facts.has_vision else None,  # pyright: ignore[reportArgumentType]
+            dtype=dtype or self._model.dtype,
+            max_model_len=section.max_model_len,
+            max_images=section.max_images,
+            max_num_seqs=section.max_num_seqs,
+            gpu_memory_utilization=section.gpu_memory_utilization,
+            tensor_parallel_size=section.tensor_parallel_size,
+            enforce_eager=section.enforce_eager,
+            enable_sleep=section.sleep and self._accelerator.device.type == "cuda",
+            seed=self._seed,
+        )
 
     def close(self) -> None:
-        if self._vllm is not None:
-            self._vllm.close()
-            self._vllm = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
 
 def _base_folder(loaded: Loaded) -> Path | str:
