@@ -96,14 +96,14 @@ class AnswersRun:
     def _check_engine(self, asked: set[str]) -> None:
         """vLLM in process holds the weights of one model, and prompts as far as its context leaves room for answers."""
         engine = self.parts.recipe.engine
-        if engine.kind == "vllm" and engine.max_model_len <= self.stage.max_new_tokens:
+        given = {name: self.parts.recipe.teachers[name] for name in asked}
+        local = sorted(name for name, teacher in given.items() if teacher.server is None and teacher.solver is None)
+        if engine.kind == "vllm" and local and engine.max_model_len <= self.stage.max_new_tokens:
             raise ConfigError(
                 f"stages.{self.name}: max_new_tokens {self.stage.max_new_tokens} leaves no room for a prompt in "
                 f"engine.max_model_len {engine.max_model_len}; raise it, or ask for shorter answers"
             )
-        given = {name: self.parts.recipe.teachers[name] for name in asked}
-        local = sorted(name for name, teacher in given.items() if teacher.server is None and teacher.solver is None)
-        if engine.kind == "vllm" and len(local) > 1:
+        if engine.kind != "transformers" and len(local) > 1:
             raise ConfigError(
                 f"stages.{self.name}: teachers {' and '.join(local)} would share one vLLM engine; give each a stage of "
                 "its own, serve them, or set engine.kind to transformers"

@@ -1,5 +1,6 @@
 """Real servers of `posttrain serve`: the trainer's log-probabilities, new weights, and servers killed and restarted."""
 
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from posttrain.model import Budget, Family, PackedPolicy
 from posttrain.model.loading import save_model
 
 from posttrain.errors import EngineError
+from posttrain.pipeline import run_recipe
+from posttrain.recipe import parse_recipe
 from posttrain.rollout.engine import Answer, Sampling, Stream
 from posttrain.rollout.server_engine import VllmServerEngine
 
@@ -146,6 +149,30 @@ def test_an_episode_of_two_turns_with_an_image_each_has_the_trainers_log_probabi
     assert len(sequence.images) == 2 and sequence.num_trained == len(logprobs) > 4
     (ours,) = tiny.policy.eval().logprobs([sequence], Budget(tokens=4096))
     assert np.abs(ours.numpy() - logprobs).max() < PARITY
+
+
+def test_a_sapo_recipe_trains_on_rollouts_of_both_servers(
+    servers: list[Server], tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROLLOUT_KEY", _KEY)
+    sapo = {"algorithm": "sapo", "steps": 2, "batch_size": 2, "group_size": 4, "max_new_tokens": 12}
+    sapo |= {"learning_rate": 1e-3, "zero_signal": "keep", "checkpoint_every": 0, "importance_cap": 2.0}
+    look = {"name": "tools", "options": {"tools": ["image_rotate"], "announce": False}, "max_turns": 2}
+    recipe = {
+        "name": "served",
+        "output_dir": str(tmp_path / "run"),
+        "threads": 1,
+        "model": {"path": str(tiny.folder), "dtype": "float32"},
+        "engine": {"kind": "server", "servers": [server.url for server in servers], "api_key_env": "ROLLOUT_KEY"},
+        "environments": {"ground": look},
+        "rewards": {"ground": {"rewards": [{"name": "format", "options": {"pattern": "json"}}]}},
+        "stages": {"sapo": {**sapo, "data": [{"scenes": {"task": "ground", "size": 16}}]}},
+    }
+    result = run_recipe(parse_recipe(recipe))
+    rows = [json.loads(line) for line in (result.folder / "stages/sapo/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1] and all(row["turns/mean"] >= 1 for row in rows)
+    assert all(row["rollout_gap/mean"] < PARITY for row in rows), "the second step's weights are new to the servers"
+    assert _KEY not in "".join(file.read_text() for file in result.folder.glob("*.json")), "no key in a manifest"
 
 
 def test_updates_are_loaded_by_both_servers_with_adapters_merged(connect, tiny) -> None:

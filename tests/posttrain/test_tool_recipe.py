@@ -1,0 +1,114 @@
+"""Thinking with images from a recipe: demonstrations, a cold start, tool RL, and what the run leaves behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.errors import ConfigError, DataError
+from posttrain.pipeline import run_recipe
+from posttrain.recipe import parse_recipe
+
+from .conftest import metrics_of, sapo_stage, sft_stage
+
+ZOOM = {"name": "image_zoom_in_tool", "factor": 16, "crop_size": [64, 64]}
+SCENES = [{"scenes": {"task": "zoom", "size": 2}}]
+
+
+def tool_recipe(content: Callable[..., dict[str, Any]], folder: Path, **keys: Any) -> dict[str, Any]:
+    """Two scenes, learnt by heart by a model of one layer, so that RL has calls to make."""
+    muon = {"optimizer": "muon", "learning_rate": 1e-2, "checkpoint_every": 0, "batch_size": 4}
+    stages = {
+        "looks": {"algorithm": "answers", "data": SCENES, "min_reward": 1.0},
+        "cold_start": sft_stage(steps=60, data=[{"stage": "looks"}], **muon),
+        "tool_rl": sapo_stage(
+            steps=2, max_new_tokens=90, data=SCENES, zero_signal="keep", record_trajectories=4, mini_batches=1
+        ),
+    }
+    whole: dict[str, Any] = {
+        "teachers": {"solver": {"solver": "zoom"}},
+        "environments": {
+            "zoom": {"name": "tools", "options": {"tools": [ZOOM], "announce": False, "overview": 4}, "max_turns": 3}
+        },
+        "rewards": {"zoom": {"rewards": [{"name": "exact_match"}], "truncated": "unscored"}},
+        "evaluation": {"data": SCENES, "num_examples": 2, "max_new_tokens": 90, "temperatures": [0.0]},
+    }
+    return content(folder, stages, **{**whole, **keys})
+
+
+def check_run(folder: Path) -> None:
+    """What a run of the recipe has left: episodes with crops, in the data, in training, and in the report."""
+    rows = [json.loads(line) for line in (folder / "stages/looks/data/answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(len(row["images"]) == 2 for row in rows)
+    steps = metrics_of(folder / "stages/tool_rl")
+    assert all(step["tools/calls_mean"] > 0.5 and step["turns/mean"] > 1.2 for step in steps), "it learnt to look"
+    assert all(step["environment_error_frac"] == 0 for step in steps)
+    after = json.loads((folder / "stages/tool_rl/result.json").read_text())["after"]
+    assert after["calls/zoom"] > 0.4 and "reward/zoom" in after
+    lines = (folder / "stages/tool_rl/trajectories.jsonl").read_text().splitlines()
+    episodes = [row for row in map(json.loads, lines) if len(row.get("turns", ())) > 1]
+    assert episodes and all(
+        len(row["images"]) > 1 for row in episodes if not any("error" in str(t) for t in row["turns"])
+    )
+    assert "image_zoom_in_tool" in (folder / "report.html").read_text()
+
+
+def test_demonstrations_cold_start_and_tool_rl_run_from_a_recipe(
+    tmp_path: Path, recipe_content: Callable[..., dict[str, Any]]
+) -> None:
+    run_recipe(parse_recipe(tool_recipe(recipe_content, tmp_path)))
+    check_run(tmp_path)
+    assert (tmp_path / "report.html").read_text().count("img_idx") > 0
+
+
+@pytest.mark.vllm
+def test_the_same_recipe_runs_with_vllm(tmp_path: Path, recipe_content: Callable[..., dict[str, Any]]) -> None:
+    pytest.importorskip("vllm")
+    engine = {"kind": "vllm", "max_model_len": 512, "max_images": 4, "max_num_seqs": 8}
+    run_recipe(parse_recipe(tool_recipe(recipe_content, tmp_path, engine=engine)))
+    check_run(tmp_path)
+
+
+def test_an_environment_that_never_works_stops_the_run_with_its_reason(
+    tmp_path: Path, recipe_content: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from posttrain.environments import ToolEnvironment
+
+    def start(self: Any, example: Any) -> Any:
+        raise RuntimeError("the tool server is not there")
+
+    monkeypatch.setattr(ToolEnvironment, "start", start)
+    content = tool_recipe(recipe_content, tmp_path)
+    content["stages"] = {"tool_rl": content["stages"]["tool_rl"]}
+    del content["evaluation"], content["teachers"]
+    with pytest.raises(DataError, match="episodes of this step broke down; the first: .*the tool server is not there"):
+        run_recipe(parse_recipe(content))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"environments": {"zoom": {"name": "toools"}}}, "environments.zoom: there is no environment 'toools'"),
+        (
+            {"environments": {"zoom": {"name": "tools", "options": {"tools": ["image_zoom"]}}}},
+            "there is no tool 'image_zoom'; did you mean 'image_zoom_in_tool'",
+        ),
+        ({"engine": {"kind": "server"}}, "kind 'server' and 'servers'"),
+        ({"engine": {"kind": "vllm", "tensor_parallel_size": 2}}, "engine.tensor_parallel_size"),
+        ({"teachers": {"solver": {"solver": "zoom", "path": "x"}}}, "give exactly one of"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(
+    keys: dict[str, Any], sentence: str, tmp_path: Path, recipe_content: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        run_recipe(parse_recipe(tool_recipe(recipe_content, tmp_path, **keys)))
+
+
+def test_a_program_cannot_be_asked_for_logits(tmp_path: Path, recipe_content: Callable[..., dict[str, Any]]) -> None:
+    content = tool_recipe(recipe_content, tmp_path)
+    content["stages"]["tool_rl"]["distill_coefficient"] = 0.5
+    with pytest.raises(ConfigError, match="teacher 'solver' is a program, which has no logits"):
+        parse_recipe(content)
