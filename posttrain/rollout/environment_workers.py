@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_THREADS = 64
+_FIRST_THREADS = 16
+"""More only make tools that compute, and the engine beside them, take turns."""
+_LONG_WAIT_S = 0.1
+"""Tools that wait, for a network or a clock, keep jobs waiting for a thread: then another one helps."""
 
 
 class Late(TimeoutError):
@@ -34,6 +38,7 @@ class _Job:
     work: Callable[[], Any]
     timeout_s: float
     if_abandoned: Callable[[], Any] | None
+    submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     awaited: "Future[Any] | None" = None
     """Of a coroutine, which holds no thread while it waits."""
@@ -69,7 +74,7 @@ class EnvironmentWorkers:
         """key: of one job at a time. if_abandoned: called when an abandoned job comes back after all, to clean up."""
         job = _Job(key=key, work=work, timeout_s=timeout_s, if_abandoned=if_abandoned)
         self._pending[key] = job
-        if self._num_threads < min(self._max_threads, len(self._pending)):
+        if self._num_threads < min(self._max_threads, _FIRST_THREADS, len(self._pending)):
             self._start_thread()
         self._jobs.put(job)
 
@@ -104,6 +109,7 @@ class EnvironmentWorkers:
             for outcome in outcomes:
                 self._pending.pop(outcome.key, None)
             outcomes += self._abandon_late()
+            self._help_out()
             left = until - time.monotonic()
             if outcomes or left <= 0 or not self._pending:
                 return outcomes
@@ -139,6 +145,14 @@ class EnvironmentWorkers:
                 if self._pending:
                     self._start_thread()
         return late
+
+    def _help_out(self) -> None:
+        """One more thread where a job has waited for one for long."""
+        if self._num_threads >= self._max_threads:
+            return
+        now = time.monotonic()
+        if any(job.started is None and now - job.submitted > _LONG_WAIT_S for job in self._pending.values()):
+            self._start_thread()
 
     def _next_deadline(self) -> float:
         """Seconds until a job may be late; one that has not started yet is looked at again soon."""

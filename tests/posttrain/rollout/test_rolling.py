@@ -16,6 +16,7 @@ from posttrain.environments.environment import Observation, Opening
 from posttrain.errors import EngineError
 from posttrain.records import Example, Status
 from posttrain.rollout.engine import Sampling
+from posttrain.rollout.environment_workers import EnvironmentWorkers
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.rolling import Rollouts
 from posttrain.rollout.rolling_batch import TaskEnvironment
@@ -306,3 +307,15 @@ def test_an_environment_that_judges_its_own_episodes_is_heard_by_the_reward(
     assert [verdict.value for verdict in score([trajectory], table)] == [0.75]
     ((silent,),) = roll({"digit": ["7"]}, lambda: ScriptedEnvironment())[0].groups
     assert [verdict.value for verdict in score([silent], table)] == [None]
+
+
+def test_many_tools_that_wait_get_threads_of_their_own() -> None:
+    workers = EnvironmentWorkers()
+    began = time.monotonic()
+    for key in range(48):
+        workers.submit(key, lambda: time.sleep(0.5), timeout_s=20)
+    ended: list[int] = []
+    while workers.num_pending:
+        ended += [outcome.key for outcome in workers.ready(0.02)]
+    assert sorted(ended) == list(range(48)) and time.monotonic() - began < 1.45, "16 at a time would take 1.5 s"
+    workers.close()
