@@ -39,6 +39,13 @@ class Change:
         return None if self.before is None or self.after is None else self.after - self.before
 
     @property
+    def size(self) -> float:
+        """How far it moved, for better or worse; 0 where that cannot be said."""
+        if self.delta is None or self.verdict not in (Verdict.BETTER, Verdict.WORSE):
+            return 0.0
+        return abs(self.delta)
+
+    @property
     def verdict(self) -> Verdict:
         """SAME below a thousandth of the value (what the tables can show); UNKNOWN for names that tell no direction."""
         if self.before is None or self.after is None:

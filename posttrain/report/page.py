@@ -17,7 +17,7 @@ from posttrain.report import numerals
 from posttrain.report.card_images import image_files
 from posttrain.report.card_tokens import SCALES, Scale, within_budget
 from posttrain.report.cards import Card, card, chosen_rows
-from posttrain.report.changes import Change, Verdict, changes, higher_is_better
+from posttrain.report.changes import Change, changes, higher_is_better
 from posttrain.report.histogram_chart import Histogram, histograms
 from posttrain.report.line_chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from posttrain.report.numerals import as_number
@@ -104,7 +104,6 @@ def render(run: Run) -> str:
         command=_command(run.manifest.get("command")),
         is_finished=bool(run.summary),
         plot={"w": WIDTH, "h": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM},
-        Verdict=Verdict,
         Progress=Progress,
         style=Markup(style),
         script=Markup(script),
