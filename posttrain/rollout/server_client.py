@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import httpx
 
 from posttrain.errors import ConfigError, EngineError
+from posttrain.server_words import ServerWords, is_this_machine, key_of
 
 GENERATE = "/inference/v1/generate"
 WEIGHTS = "/v1/posttrain/weights"
@@ -21,8 +20,6 @@ _KEPT_OPEN_S = 2.0
 """An idle connection is used again within this: vLLM closes it after 5 s, and a request must not cross with that."""
 _BUSY = (408, 425, 429)
 """Statuses below 500 that say "later", and nothing about the request."""
-_MOST_WORDS = 300
-"""Characters of a server's own message that are repeated in an error."""
 _CHUNK = 1 << 20
 
 
@@ -56,12 +53,13 @@ class ServerClient:
                 "engine: the url of a server must be like http://host:8000, without a name, a password or a query in it"
             )
         self.url = str(root).rstrip("/").removesuffix("/v1")
-        self._key_env, self._key = api_key_env, _key(api_key_env)
+        self._key_env, self._key = api_key_env, key_of(api_key_env, "engine")
+        self._words = ServerWords(self._key)
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEPT_OPEN_S),
-            trust_env=not _is_this_machine(root.host),
+            trust_env=not is_this_machine(root.host),
             verify=root.scheme == "https",  # else certificates would be read for nothing
         )
 
@@ -95,10 +93,10 @@ class ServerClient:
             raise ServerLost(f"gave no whole answer within {timeout_s:g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             what = "cannot be reached" if isinstance(error, httpx.ConnectError) else "broke off"
-            raise ServerLost(f"{what} ({self._clean(str(error)) or type(error).__name__})") from None
+            raise ServerLost(f"{what} ({self._words.clean(str(error)) or type(error).__name__})") from None
         status = response.status_code
         if status >= 500 or status in _BUSY:
-            raise TryFailed(f"answered {status} ({self._message(response.content)})")
+            raise TryFailed(f"answered {status} ({self._words.message(response.content)})")
         if status == 401:
             todo = (
                 f"put the right key into ${self._key_env}" if self._key else "name the variable of its key: api_key_env"
@@ -106,7 +104,8 @@ class ServerClient:
             raise Refused(f"{self.url} refuses the API key (401): {todo}", status=status)
         if status >= 300 and status != 409:
             raise Refused(
-                f"{self.url} refused {method} {path} with {status}: {self._message(response.content)}", status=status
+                f"{self.url} refused {method} {path} with {status}: {self._words.message(response.content)}",
+                status=status,
             )
         if not response.content:
             return None
@@ -115,44 +114,8 @@ class ServerClient:
         except ValueError:
             raise TryFailed(f"sent {len(response.content)} bytes that are no whole JSON") from None
 
-    def _message(self, body: bytes) -> str:
-        """What a body says, whichever shape a server gives its errors."""
-        try:
-            found = json.loads(body)
-        except ValueError:
-            found = body.decode("utf-8", errors="replace")
-        for key in ("error", "message", "detail"):
-            if isinstance(found, dict) and key in found:
-                found = found[key]
-        return self._clean(found if isinstance(found, str) else json.dumps(found)) or "without a word"
-
-    def _clean(self, text: str) -> str:
-        """One short line, without the key: some servers repeat it."""
-        text = " ".join(text.split())
-        text = text.replace(self._key, "***") if self._key else text
-        return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + " ..."
-
 
 async def _bytes_of(file: Path) -> AsyncIterator[bytes]:
     with contextlib.closing(file.open("rb")) as opened:
         while chunk := await asyncio.to_thread(opened.read, _CHUNK):
             yield chunk
-
-
-def _key(api_key_env: str | None) -> str | None:
-    if not api_key_env:
-        return None
-    key = os.environ.get(api_key_env, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise ConfigError(f"engine: the environment variable {api_key_env}, named as api_key_env, holds no key; set it")
-    return key
-
-
-def _is_this_machine(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified

@@ -1,9 +1,7 @@
 """JSON over HTTP with a teacher's server: a deadline for every request, capped retries, one sentence when all fail."""
 
-import ipaddress
 import itertools
 import json
-import os
 import random
 import time
 from collections.abc import Callable
@@ -13,10 +11,9 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 
 from posttrain.errors import ConfigError, TeacherError
+from posttrain.server_words import ServerWords, is_this_machine, key_of
 
 _LONGEST_PAUSE_S = 60.0
-_MOST_WORDS = 300
-"""Characters of a server's own message that are repeated in an error."""
 _KEPT_OPEN_S = 2.0
 """An idle connection is used again within this: vLLM closes it after 5 s, and a request must not cross with that."""
 _BUSY = (408, 425, 429)
@@ -73,12 +70,13 @@ class ServerClient:
         self._root = str(root).rstrip("/").removesuffix("/v1")
         self.who = f"teacher '{name}' at {self._root}"
         self._timeout_s, self._retries, self._backoff_s = timeout_s, retries, backoff_s
-        self._key_env, self._key = api_key_env, _key(name, api_key_env)
+        self._key_env, self._key = api_key_env, key_of(api_key_env, f"teacher '{name}'")
+        self._words = ServerWords(self._key)
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEPT_OPEN_S),
-            trust_env=not _is_this_machine(root.host),
+            trust_env=not is_this_machine(root.host),
         )
         self._draw = random.Random()
         self._reading = Lock()
@@ -129,16 +127,16 @@ class ServerClient:
         except (httpx.TransportError, httpx.DecodingError) as error:
             connecting = isinstance(error, httpx.ConnectError)
             raise _Failure(
-                f"{'cannot be reached' if connecting else 'broke off'} ({self._clean(str(error))})",
+                f"{'cannot be reached' if connecting else 'broke off'} ({self._words.clean(str(error))})",
                 "start it, or correct its url" if connecting else "see in the server's log why it stopped",
             ) from None
         if response.status_code >= 500 or response.status_code in _BUSY:
             raise _Failure(
-                f"answered {response.status_code} ({self._message(received)})",
+                f"answered {response.status_code} ({self._words.message(received)})",
                 "see in the server's log what went wrong there",
             )
         if response.status_code != 200:
-            self._refuse(response.status_code, self._message(received))
+            self._refuse(response.status_code, self._words.message(received))
         with self._reading:
             try:
                 parsed = json.loads(received)
@@ -157,41 +155,3 @@ class ServerClient:
         else:
             text = f"refused a request with {status}: {message}"
         raise ServerRefusal(f"{self.who} {text}", status=status, message=message)
-
-    def _message(self, body: bytearray) -> str:
-        """What a body says, whichever shape a server gives its errors."""
-        try:
-            found = json.loads(body)
-        except ValueError:
-            found = body.decode("utf-8", errors="replace")
-        for key in ("error", "message", "detail"):
-            if isinstance(found, dict) and key in found:
-                found = found[key]
-        return self._clean(found if isinstance(found, str) else json.dumps(found)) or "without a word"
-
-    def _clean(self, text: str) -> str:
-        """One short line, without the key: some servers repeat it."""
-        text = " ".join(text.split())
-        text = text.replace(self._key, "***") if self._key else text
-        return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + " ..."
-
-
-def _key(name: str, api_key_env: str | None) -> str | None:
-    if api_key_env is None:
-        return None
-    key = os.environ.get(api_key_env, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        raise ConfigError(
-            f"teacher '{name}': the environment variable {api_key_env}, named as api_key_env, holds no key; set it"
-        )
-    return key
-
-
-def _is_this_machine(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
