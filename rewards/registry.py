@@ -1,17 +1,14 @@
 """The registry of rewards: their names, their options, and making one from what a recipe or a script gives."""
 
-import ast
 import difflib
 import importlib
-import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from itertools import pairwise
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from .functions import FunctionReward
+from .options import checked_value, field_docs
 from .score import Reward
 
 RewardClass = TypeVar("RewardClass", bound=type)
@@ -64,7 +61,7 @@ def available() -> dict[str, type]:
 def describe(name: str) -> list[Option]:
     """The options of a registered reward. Raises ValueError for an unknown name."""
     cls = _registered_class(name)
-    hints, docs = get_type_hints(cls), _field_docs(cls)
+    hints, docs = get_type_hints(cls), field_docs(cls)
     return [_option(field, hints[field.name], docs.get(field.name, "")) for field in fields(cls)]
 
 
@@ -154,21 +151,10 @@ def _construct(cls: type, name: str, options: dict[str, Any], deadline_s: float 
     missing = [key for key in required if key not in options and key not in fixed]
     if missing:
         raise ValueError(f"reward {name!r} needs the option {', '.join(missing)}")
-    return cls(**fixed, **{key: _checked(name, key, value, hints[key]) for key, value in options.items()})
-
-
-def _checked(name: str, key: str, value: Any, hint: Any) -> Any:
-    """The option's value, where it has the annotated type: "5" is no number, 1 is no bool, 5 is a float."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-    if get_origin(hint) is tuple and isinstance(value, list):
-        value = tuple(value)  # YAML writes tuples as lists
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        return adapter.validate_python(value, strict=True)
-    except ValidationError as error:
-        wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ValueError(f"reward {name!r}: option {key!r} got {value!r:.80}, wanted {wanted}") from None
+    return cls(
+        **fixed,
+        **{key: checked_value(value, hints[key], f"reward {name!r}: option {key!r}") for key, value in options.items()},
+    )
 
 
 def _is_frozen_dataclass(cls: type) -> bool:
@@ -185,18 +171,3 @@ def _option(field: "Field[Any]", hint: Any, doc: str) -> Option:
     if field.default_factory is not MISSING:
         default = field.default_factory()
     return Option(name=field.name, type=hint, default=default, doc=doc, required=required)
-
-
-def _field_docs(cls: type) -> dict[str, str]:
-    """The line under each field, read from the source; empty where there is no source (a class typed at a prompt)."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError):
-        return {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    docs: dict[str, str] = {}
-    for field, below in pairwise(body):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
-                docs[name] = inspect.cleandoc(doc)
-    return docs

@@ -1,24 +1,20 @@
 """Options of tools and environments: what a class or a function takes by name, checked against its annotations."""
 
-import ast
 import importlib
 import inspect
-import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any, get_args, get_origin, get_type_hints
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import Any, get_type_hints
 
 from posttrain.errors import ConfigError
 from posttrain.rewards import Option
+from posttrain.rewards.options import checked_value, field_docs
 from posttrain.rewards.registry import nearest
 
 
 def options_of(maker: Any) -> list[Option]:
     """What can be given to a class or a function by name; `doc` is the line under a dataclass's field."""
-    docs = _field_docs(maker) if inspect.isclass(maker) else {}
+    docs = field_docs(maker) if inspect.isclass(maker) else {}
     return [replace(option, doc=docs.get(option.name, "")) for option in _parameters(maker)]
 
 
@@ -79,26 +75,7 @@ def _parameters(maker: Any) -> list[Option]:
 
 
 def _checked(value: Any, hint: Any, what: str) -> Any:
-    if isinstance(value, list) and tuple in (get_origin(hint), *map(get_origin, get_args(hint))):
-        value = tuple(value)  # YAML writes tuples as lists
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        return adapter.validate_python(value, strict=True)
-    except ValidationError as error:
-        wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{what} got {value!r:.80}, wanted {wanted}") from None
-
-
-def _field_docs(cls: Any) -> dict[str, str]:
-    """The line under each field, read from the source; empty where there is no source (a class typed at a prompt)."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError):
-        return {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    docs: dict[str, str] = {}
-    for above, below in pairwise(body):
-        match above, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
-                docs[name] = inspect.cleandoc(doc)
-    return docs
+        return checked_value(value, hint, what)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
