@@ -1,6 +1,7 @@
 """Turns a recipe's sections into objects. The one file that may import everything."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -75,8 +76,12 @@ def make_source(section: DataSection) -> DataSource:
 
 
 def make_mixture(sections: Sequence[DataSection], seed: int) -> Mixture:
+    """The order of rows follows from the seed and the names of the files, not from the folder that they lie in: a run
+    in another folder repeats exactly."""
     sources = {
-        f"{place}:{section.path or section.scenes or section.prompts}": make_source(section)
+        f"{place}:{Path(section.path).name if section.path else section.scenes or section.prompts}": make_source(
+            section
+        )
         for place, section in enumerate(sections)
     }
     return Mixture(sources, dict(zip(sources, (s.ratio for s in sections), strict=True)), seed=seed)

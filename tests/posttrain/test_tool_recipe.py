@@ -112,3 +112,17 @@ def test_a_program_cannot_be_asked_for_logits(tmp_path: Path, recipe_content: Ca
     content["stages"]["tool_rl"]["distill_coefficient"] = 0.5
     with pytest.raises(ConfigError, match="teacher 'solver' is a program, which has no logits"):
         parse_recipe(content)
+
+
+def test_the_order_of_rows_does_not_depend_on_the_folder_they_lie_in(tmp_path: Path) -> None:
+    from posttrain.build import make_mixture
+    from posttrain.config import DataSection
+
+    rows = "".join(json.dumps({"prompt": f"{k}?", "answer": str(k)}) + "\n" for k in range(50))
+    orders = []
+    for folder in ("one", "another"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text(rows)
+        mixture = make_mixture([DataSection(path=str(tmp_path / folder / "rows.jsonl"))], seed=3)  # type: ignore[call-arg]
+        orders.append([pick.row for pick in mixture.batch(0, 20)])
+    assert orders[0] == orders[1]
