@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
@@ -260,6 +261,8 @@ def _described(environment: EnvironmentSection | TaskEnvironment | EnvironmentSp
         return {"make": _described(environment.make), "limits": asdict(environment.limits)}
     if isinstance(environment, (str, Mapping)):
         return environment
+    if isinstance(environment, partial):
+        return [_described(environment.func), repr(environment.args), environment.keywords]
     return getattr(environment, "__qualname__", type(environment).__name__)
 
 

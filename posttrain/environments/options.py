@@ -4,6 +4,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_type_hints
 
 from posttrain.errors import ConfigError
@@ -60,7 +61,10 @@ def imported(path: str, what: str) -> Any:
 
 
 def _parameters(maker: Any) -> list[Option]:
-    hints = get_type_hints(maker.__init__ if inspect.isclass(maker) else maker)
+    called = maker.func if isinstance(maker, partial) else maker
+    if inspect.isclass(called):
+        called = called.__init__
+    hints = get_type_hints(called if inspect.isroutine(called) else type(called).__call__)
     return [
         Option(
             name=name,

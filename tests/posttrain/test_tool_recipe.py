@@ -2,11 +2,16 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from posttrain import SAPOConfig, SAPOTrainer
+from posttrain.config import EnvironmentSection
+from posttrain.data import SceneSource, SceneSpec
+from posttrain.environments import ToolEnvironment
 from posttrain.errors import ConfigError, DataError
 from posttrain.pipeline import run_recipe
 from posttrain.recipe import parse_recipe
@@ -126,3 +131,25 @@ def test_the_order_of_rows_does_not_depend_on_the_folder_they_lie_in(tmp_path: P
         mixture = make_mixture([DataSection(path=str(tmp_path / folder / "rows.jsonl"))], seed=3)  # type: ignore[call-arg]
         orders.append([pick.row for pick in mixture.batch(0, 20)])
     assert orders[0] == orders[1]
+
+
+def test_a_trainer_takes_an_environment_as_a_section_or_as_a_factory(tmp_path: Path, tiny_vl: Path) -> None:
+    options = {"tools": [ZOOM], "announce": False, "overview": 4}
+    given: dict[str, Any] = {
+        "section": EnvironmentSection(name="tools", options=options, max_turns=2),  # type: ignore[call-arg]
+        "factory": partial(ToolEnvironment, **options),
+    }
+    for name, environment in given.items():
+        args = SAPOConfig(
+            output_dir=str(tmp_path / name), steps=1, batch_size=2, group_size=2, max_new_tokens=8, zero_signal="keep"
+        )
+        trainer = SAPOTrainer(
+            str(tiny_vl),
+            "exact_match",
+            SceneSource(SceneSpec(task="zoom", size=4)),
+            args,
+            environments={"zoom": environment},
+            model_section={"dtype": "float32"},
+        )
+        trainer.train()
+        assert metrics_of(tmp_path / name / "stages" / "sapo")[0]["turns/mean"] == 1.0
