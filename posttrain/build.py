@@ -204,6 +204,7 @@ def make_rollouts(
         decode=loaded.decode,
         environments=environments,
         autocast=lambda: accelerator.autocast(),
+        repeatable=engines.section.repeatable,
     )
 
 

@@ -147,6 +147,7 @@ class AnswersRun:
             decode=loaded.decode,
             autocast=lambda: self.parts.accelerator.autocast(),
             environments=environments,
+            repeatable=self.parts.recipe.engine.repeatable,
         )
 
     def _renderer(self, model: ModelSection, loaded: Loaded, thinking: bool | None) -> Renderer:

@@ -60,6 +60,8 @@ class EngineAnswers:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     environments: Mapping[str, TaskEnvironment] = field(default_factory=dict)
     """Task -> what it is played in; others are one turn each."""
+    repeatable: bool = False
+    """See `Rollouts`."""
 
     def __post_init__(self) -> None:
         if missing := [mode for mode in (True, False, None) if mode not in self.renderers]:
@@ -78,6 +80,7 @@ class EngineAnswers:
             decode=self.decode,
             environments=self.environments,
             autocast=self.autocast,
+            repeatable=self.repeatable,
         )
         rolled = rollouts.roll(examples, group_size=n, sampling=sampling)
         rollouts.close()

@@ -242,6 +242,10 @@ class EngineSection(Section):
     max_batch_tokens: int = Field(
         default=65536, ge=1, description="transformers: prompt and answer tokens sampled at once."
     )
+    repeatable: bool = Field(
+        default=False,
+        description="transformers: wait for all tools before sampling goes on: tool episodes then repeat to the bit.",
+    )
     max_model_len: int = Field(default=4096, ge=16, description="vllm: longest prompt with answer.")
     max_num_seqs: int = Field(default=128, ge=1, description="vllm: answers in flight.")
     max_images: int = Field(default=8, ge=1, description="vllm: most images in one prompt.")

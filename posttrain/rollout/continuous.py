@@ -6,7 +6,7 @@ which would be empty for the latter.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from posttrain.errors import EngineError
 from posttrain.model.policy import FeatureCache
+from posttrain.rollout.continuous_kept import KeptPasts, Past
 from posttrain.rollout.continuous_passes import ForwardPasses, Prompt
 from posttrain.rollout.continuous_rows import Rows, Task
 from posttrain.rollout.engine import Answer, Request, Sample, Sampling
@@ -38,7 +39,8 @@ class _Waiting:
 
 class ContinuousStream:
     """See `Stream`. max_batch_tokens: keys and values held at a time, in tokens: every prompt as long as the longest
-    beside it, and for every sample as many as the one with the highest limit may say. One sample may exceed it."""
+    beside it, and for every sample as many as the one with the highest limit may say. One sample may exceed it. Where
+    there is room, turns that may be gone on with are kept."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class ContinuousStream:
         self._groups, self._singles = Rows(), Rows()
         self._features = FeatureCache(_FEATURE_BYTES)
         """Of the images of earlier prompts: a trajectory's next turn has them all again."""
+        self._kept = KeptPasts()
         self._is_closed = False
 
     def add(self, key: int, request: Request, *, max_new_tokens: int, seed: int) -> None:
@@ -75,6 +78,7 @@ class ContinuousStream:
                     limit=max_new_tokens,
                     uniforms=uniforms(seed=seed, index=index),
                     version=self._passes.weights_version,
+                    may_go_on=request.may_go_on and request.n == 1,
                 )
             )
 
@@ -89,6 +93,7 @@ class ContinuousStream:
                     answers += self._join()
                     answers += self._step()
                 self._sweep()
+                self._forget_pasts()
         except BaseException:
             self._drop()  # a step that broke off leaves rows without tokens
             raise
@@ -117,6 +122,7 @@ class ContinuousStream:
 
     def _drop(self) -> None:
         self._waiting.clear()
+        self._kept.clear()
         self._groups, self._singles = Rows(), Rows()
 
     def _join(self) -> list[Answer]:
@@ -130,13 +136,13 @@ class ContinuousStream:
             for rows, tasks in joining.items()
         }
         missing = {rows: wanted for rows, wanted in missing.items() if wanted}
-        if missing:
-            prompts = [prompt for wanted in missing.values() for prompt in wanted]
-            prefill = self._passes.prefill(prompts, self._features)
-            start = 0
-            for rows, wanted in missing.items():
-                rows.put(wanted, prefill.part(start, start + len(wanted)))
-                start += len(wanted)
+        asked_by = {task.prompt.key: task.key for tasks in joining.values() for task in tasks}
+        pasts = {p.key: self._past_of(p, asked_by[p.key]) for wanted in missing.values() for p in wanted}
+        for has_past in (False, True):  # together, the few new tokens of some would be padded to whole prompts
+            parts = {
+                rows: [p for p in wanted if (pasts[p.key] is not None) == has_past] for rows, wanted in missing.items()
+            }
+            self._prefill({rows: wanted for rows, wanted in parts.items() if wanted}, pasts)
         answers: list[Answer] = []
         for rows, tasks in joining.items():
             rows.fill(opened[rows], tasks)
@@ -148,6 +154,29 @@ class ContinuousStream:
             rows.draw(opened[rows], *self._draw(logits_UV[prompt_N], first_N))
             answers += self._ended(rows)
         return answers
+
+    def _past_of(self, prompt: Prompt, key: int) -> Past | None:
+        past = self._kept.take(key)
+        shared = past and past.shared_with(
+            prompt.token_ids, [image.key for image in prompt.images], prompt.image_starts
+        )
+        return shared if shared else None
+
+    def _forget_pasts(self) -> None:
+        """The oldest, where there is no room for them."""
+        held = self._groups.load().tokens + self._singles.load().tokens
+        self._kept.shrink(self._max_batch_tokens - held)
+
+    def _prefill(self, missing: Mapping[Rows, Sequence[Prompt]], pasts: Mapping[object, Past | None]) -> None:
+        if not missing:
+            return
+        prompts = [prompt for wanted in missing.values() for prompt in wanted]
+        found = [past for prompt in prompts if (past := pasts[prompt.key]) is not None]
+        prefill = self._passes.prefill(prompts, self._features, found)
+        start = 0
+        for rows, wanted in missing.items():
+            rows.put(wanted, prefill.part(start, start + len(wanted)))
+            start += len(wanted)
 
     def _step(self) -> list[Answer]:
         """One more token for every sample."""
@@ -175,19 +204,18 @@ class ContinuousStream:
         return tokens_N.cpu().numpy(), logprobs_N.cpu().numpy()
 
     def _ended(self, rows: Rows) -> list[Answer]:
-        return [
-            Answer(
-                key=task.key,
-                index=task.index,
-                sample=Sample(
-                    token_ids=tokens,
-                    logprobs=logprobs,
-                    stop="end" if says_so else "length",
-                    weights_version=task.version,
-                ),
+        answers: list[Answer] = []
+        for ended in rows.end(self._is_end_V):
+            if ended.past is not None:
+                self._kept.put(ended.task.key, ended.past)
+            sample = Sample(
+                token_ids=ended.token_ids,
+                logprobs=ended.logprobs,
+                stop="end" if ended.says_so else "length",
+                weights_version=ended.task.version,
             )
-            for task, tokens, logprobs, says_so in rows.end(self._is_end_V)
-        ]
+            answers.append(Answer(key=ended.task.key, index=ended.task.index, sample=sample))
+        return answers
 
     def _admitted(self) -> dict[Rows, list[Task]]:
         """Takes from what waits, in order, as much as fits; nothing where it is better to wait for more room."""

@@ -39,6 +39,11 @@ class PromptTable:
         self.lengths_U[places] = lengths_N
         return places
 
+    def states(self, place: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values [kv heads, length, D] of the prompt at a place, for each layer: views."""
+        length = int(self.lengths_U[place])
+        return [k[place, :, :length] for k in self.keys], [v[place, :, :length] for v in self.values]
+
     def free(self, places: np.ndarray) -> None:
         """Gives places back. Free ones at the end are no longer read."""
         self.lengths_U[places] = 0
@@ -121,6 +126,11 @@ class OwnTable:
         """Tokens and log-probabilities of a row, from column `first` on."""
         columns = slice(first - self._first, self.end - self._first)
         return self.tokens[row, columns], self.logprobs[row, columns]
+
+    def states(self, row: int, first: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values [kv heads, columns, D] of a row from column `first` on, for each layer: views."""
+        part = slice(first - self._first, self.end - self._first)
+        return [k[row, :, part] for k in self.keys], [v[row, :, part] for v in self.values]
 
     def select(self, rows: np.ndarray) -> None:
         """Keeps these rows alone, in this order."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from posttrain.model import ImagePatches, ModelFacts, PackedPolicy, rope_positions
+from posttrain.model import ImagePatches, ModelFacts, PackedPolicy, image_spans, rope_positions
 from posttrain.model.policy import FeatureCache
 from posttrain.model.vision import ImageFeatures, language_inputs, run_tower
+from posttrain.rollout.continuous_kept import Continued, Past
 from posttrain.rollout.shared_prefix import Decoding, shared_prefix_decoding
 
 
@@ -25,6 +26,8 @@ class Prompt:
     token_ids: np.ndarray
     images: tuple[ImagePatches, ...]
     positions_RT: np.ndarray
+    image_starts: np.ndarray
+    """The place of each image's first token."""
     following: int
     """The rotary position after it."""
 
@@ -35,18 +38,16 @@ class Prompt:
             raise ValueError("a prompt has no token: there is nothing to predict an answer from")
         if images and not facts.has_vision:
             raise ValueError(f"a prompt has {len(images)} images, but the model reads text alone")
-        positions_RT, following = rope_positions(
-            token_ids,
-            [image.grid_thw for image in images],
-            image_token_id=facts.image_token_id,
-            merge_size=facts.merge_size,
-            rows=facts.position_rows,
-        )
+        grids = [image.grid_thw for image in images]
+        tokens: Any = {"image_token_id": facts.image_token_id, "merge_size": facts.merge_size}
+        positions_RT, following = rope_positions(token_ids, grids, rows=facts.position_rows, **tokens)
+        spans = image_spans(token_ids, grids, **tokens)
         return cls(
             key=(token_ids.tobytes(), *(image.key for image in images)),
             token_ids=token_ids,
             images=tuple(images),
             positions_RT=positions_RT,
+            image_starts=np.array([start for start, _ in spans], dtype=np.int64),
             following=following,
         )
 
@@ -107,35 +108,45 @@ class ForwardPasses:
             for module, training in modes:
                 module.training = training
 
-    def prefill(self, prompts: Sequence[Prompt], seen: FeatureCache) -> Prefill:
+    def prefill(self, prompts: Sequence[Prompt], seen: FeatureCache, pasts: Sequence[Past] = ()) -> Prefill:
         """Prompts padded on the right, which causality hides; each distinct image passes the tower once.
 
-        seen: features of images at the present weights, to be used and added to.
+        seen: features of images at the present weights, to be used and added to. pasts: what each prompt begins with,
+        at the same weights; for all of them or none. Then their other tokens alone are forwarded.
         """
         facts, device = self.facts, self.device
         lengths_U = np.array([len(prompt.token_ids) for prompt in prompts])
-        longest = int(lengths_U.max())
-        token_ids_UL = np.full((len(prompts), longest), facts.pad_token_id, dtype=np.int64)
-        positions_RUL = np.zeros((facts.position_rows, len(prompts), longest), dtype=np.int64)
+        starts_U = np.array([len(past) for past in pasts]) if pasts else np.zeros_like(lengths_U)
+        new_U = lengths_U - starts_U
+        token_ids_UL = np.full((len(prompts), int(new_U.max())), facts.pad_token_id, dtype=np.int64)
+        positions_RUL = np.zeros((facts.position_rows, *token_ids_UL.shape), dtype=np.int64)
         for u, prompt in enumerate(prompts):
-            token_ids_UL[u, : lengths_U[u]] = prompt.token_ids
-            positions_RUL[:, u, : lengths_U[u]] = prompt.positions_RT
+            token_ids_UL[u, : new_U[u]] = prompt.token_ids[starts_U[u] :]
+            positions_RUL[:, u, : new_U[u]] = prompt.positions_RT[:, starts_U[u] :]
         token_ids, positions = torch.from_numpy(token_ids_UL).to(device), torch.from_numpy(positions_RUL).to(device)
         inner: Any = self.policy.base_model.model
         if facts.has_vision:
-            features = self._features([image for prompt in prompts for image in prompt.images], seen)
+            num_seen = [len(past.image_keys) for past in pasts] or [0] * len(prompts)
+            images = [image for prompt, n in zip(prompts, num_seen, strict=True) for image in prompt.images[n:]]
+            features = self._features(images, seen)
             text, inputs = inner.language_model, language_inputs(inner, facts, token_ids, features)
         else:
             text, inputs, positions = inner, {"input_ids": token_ids}, positions[0]
-        cache = DynamicCache()
+        continued = Continued(pasts, lengths_U) if pasts else None
+        cache = continued.cache() if continued else DynamicCache()
+        if continued:
+            inputs = {**inputs, "attention_mask": continued.mask_UC(device)}
         output = text(position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
         layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-        keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
-        last_U = torch.from_numpy(lengths_U - 1).to(device)
+        keys = [self._kept(layer.keys) for layer in layers if layer.keys is not None]
+        values = [self._kept(layer.values) for layer in layers if layer.values is not None]
+        if continued:
+            keys, values = [continued.joined(k) for k in keys], [continued.joined(v) for v in values]
+        last_U = torch.from_numpy(new_U - 1).to(device)
         return Prefill(
             hidden_UH=output.last_hidden_state[torch.arange(len(prompts), device=device), last_U],
-            keys=[self._kept(k) for k in keys if k is not None],
-            values=[self._kept(v) for v in values if v is not None],
+            keys=keys,
+            values=values,
             lengths_U=lengths_U,
         )
 

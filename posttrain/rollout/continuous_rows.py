@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from posttrain.rollout.continuous_cache import OwnTable, PromptTable
+from posttrain.rollout.continuous_kept import Past
 from posttrain.rollout.continuous_passes import Prefill, Prompt
 from posttrain.rollout.shared_prefix import Seats, shared_prefix_attention
 
@@ -34,6 +35,21 @@ class Task:
     """Numbers in [0, 1), one for each token, and as many more as are asked for."""
     version: int
     """Of the weights that began it."""
+    may_go_on: bool
+    """See `Request`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ended:
+    """A sample that has all its tokens."""
+
+    task: Task
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    says_so: bool
+    """It ended itself."""
+    past: Past | None
+    """What was forwarded for it, all but its last token; where it may go on."""
 
 
 _STATE = np.dtype(
@@ -202,8 +218,8 @@ class Rows:
             bias_UL=self._bias_UL,
         )
 
-    def end(self, is_end_V: np.ndarray) -> list[tuple[Task, np.ndarray, np.ndarray, bool]]:
-        """(task, tokens, log-probabilities, whether it said so) of the samples that the token drawn last has ended."""
+    def end(self, is_end_V: np.ndarray) -> list[Ended]:
+        """Those samples that the token drawn last has ended."""
         assert self._own is not None
         state_B = self._state_B
         says_so_B = is_end_V[state_B["token"]]
@@ -214,7 +230,9 @@ class Rows:
             tokens, logprobs = np.empty(said_B[row], np.int64), np.empty(said_B[row], np.float32)
             tokens[:-1], logprobs[:-1] = self._own.said(row, int(state_B["start"][row]))
             tokens[-1], logprobs[-1] = state_B["token"][row], state_B["logprob"][row]
-            ended.append((self.tasks[row], tokens, logprobs, bool(says_so_B[row])))
+            task, says_so = self.tasks[row], bool(says_so_B[row])
+            past = self._past(row, tokens) if task.may_go_on else None
+            ended.append(Ended(task=task, token_ids=tokens, logprobs=logprobs, says_so=says_so, past=past))
         state_B["alive"][ended_B] = False
         self.num_alive -= len(ended)
         return ended
@@ -237,6 +255,21 @@ class Rows:
             self._state_B["place"] = places.searchsorted(self._state_B["place"])
             self._places = {key: int(places.searchsorted(place)) for key, place in self._places.items()}
         self._replan()
+
+    def _past(self, row: int, tokens: np.ndarray) -> Past:
+        assert self._own is not None
+        prompt = self.tasks[row].prompt
+        read = self.table.states(int(self._state_B["place"][row]))
+        said = self._own.states(row, int(self._state_B["start"][row]))
+        keys, values = (
+            [torch.cat(two, dim=1) for two in zip(*both, strict=True)] for both in zip(read, said, strict=True)
+        )
+        return Past(
+            token_ids=np.append(prompt.token_ids, tokens[:-1]),
+            image_keys=tuple(image.key for image in prompt.images),
+            keys=keys,
+            values=values,
+        )
 
     def _forget_prompts(self) -> None:
         read = set(self._state_B["place"].tolist())

@@ -34,6 +34,9 @@ class Request:
     pictures: tuple[Image.Image, ...] = ()
     """The same images, already resized, for engines that cut patches themselves."""
     n: int = 1
+    may_go_on: bool = False
+    """A later request of the same key may begin with this one and its answer: an engine may keep what it knows of them.
+    For one sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

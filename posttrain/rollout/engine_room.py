@@ -18,13 +18,13 @@ class EngineRoom:
     """Hands out the engine that samples from a model; one of vLLM serves every stage whose model has its shape."""
 
     def __init__(self, section: EngineSection, model: ModelSection, seed: int, accelerator: Accelerator) -> None:
-        self._section, self._model, self._seed, self._accelerator = section, model, seed, accelerator
+        self.section, self._model, self._seed, self._accelerator = section, model, seed, accelerator
         self._kept: Engine | None = None
         self._shape = ""
 
     def engine_for(self, loaded: Loaded, *, dtype: Literal["float32", "bfloat16"] | None = None) -> Engine:
         """dtype: what vLLM computes in, where it is not the recipe's."""
-        section = self._section
+        section = self.section
         if section.kind == "transformers":
             if is_sharded(self._accelerator):
                 raise ConfigError(
@@ -55,7 +55,7 @@ class EngineRoom:
     def _servers(self, loaded: Loaded) -> Engine:
         from posttrain.rollout.server_engine import VllmServerEngine
 
-        section = self._section
+        section = self.section
         return VllmServerEngine(
             section.servers,
             loaded.facts,
@@ -70,7 +70,7 @@ class EngineRoom:
     def _vllm(self, loaded: Loaded, dtype: Literal["float32", "bfloat16"] | None) -> Engine:
         from posttrain.rollout.vllm_engine import VllmEngine
 
-        section = self._section
+        section = self.section
         return VllmEngine(
             _base_folder(loaded),
             loaded.facts,

@@ -74,6 +74,7 @@ class Episode:
             images=tuple(image for shown in self._shown for image in shown.images),
             pictures=tuple(picture for shown in self._shown for picture in shown.pictures),
             n=n,
+            may_go_on=self._has_environment and self.num_turns + 1 < self.limits.max_turns,
         )
 
     def said(self, sample: Sample) -> str | None:

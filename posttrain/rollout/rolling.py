@@ -29,9 +29,13 @@ class Rollouts:
         decode: Decode,
         environments: Mapping[str, TaskEnvironment] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        repeatable: bool = False,
     ) -> None:
+        """repeatable: wait for all environments before sampling goes on. Otherwise who samples beside whom depends on
+        when environments answer, and with it how sums are rounded."""
         self.engine, self._renderer, self._decode = engine, renderer, decode
         self._environments, self._autocast = environments or {}, autocast
+        self._repeatable = repeatable
         self._workers = EnvironmentWorkers()
 
     def roll(
@@ -56,6 +60,7 @@ class Rollouts:
                 sampling=sampling,
                 group_size=group_size,
                 finished=finished,
+                repeatable=self._repeatable,
             )
             try:
                 for example in examples:

@@ -76,9 +76,11 @@ class RollingBatch:
         sampling: Sampling,
         group_size: int,
         finished: Finished,
+        repeatable: bool = False,
     ) -> None:
         self._stream, self._workers, self._renderer, self._decode = stream, workers, renderer, decode
         self._sampling, self._group_size, self._finished = sampling, group_size, finished
+        self._repeatable = repeatable
         self._runs: list[_Running] = []
         self._members: list[list[_Running]] = []
         self._too_long: dict[int, TooLong] = {}
@@ -112,7 +114,7 @@ class RollingBatch:
         """Until every trajectory has ended."""
         while self._num_left:
             began = time.perf_counter()
-            outcomes = self._workers.ready(0.0 if self._stream.num_running else 1.0)
+            outcomes = self._outcomes()
             self._waiting_s += time.perf_counter() - began
             for outcome in outcomes:
                 self._answered(self._runs[outcome.key], outcome)
@@ -129,6 +131,15 @@ class RollingBatch:
             environment_s=self._waiting_s,
             environment_busy_s=self._busy_s,
         )
+
+    def _outcomes(self) -> list[Outcome]:
+        """Of environments that have answered; waits where nothing is left to sample."""
+        if not self._repeatable:
+            return self._workers.ready(0.0 if self._stream.num_running else 1.0)
+        outcomes: list[Outcome] = []
+        while self._workers.num_pending:
+            outcomes += self._workers.ready(1.0)
+        return sorted(outcomes, key=lambda outcome: outcome.key)
 
     def leave(self) -> None:
         """Drops what is still under way, in a batch that failed."""

@@ -1,6 +1,8 @@
 """Thinking with images from a recipe: demonstrations, a cold start, tool RL, and what the run leaves behind."""
 
 import json
+import random
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,8 +17,9 @@ from posttrain.environments import ToolEnvironment
 from posttrain.errors import ConfigError, DataError
 from posttrain.pipeline import run_recipe
 from posttrain.recipe import parse_recipe
+from posttrain.rollout.batches import RolloutBatches
 
-from .conftest import metrics_of, sapo_stage, sft_stage
+from .conftest import MachineDied, equal_weights, metrics_of, sapo_stage, sft_stage
 
 ZOOM = {"name": "image_zoom_in_tool", "factor": 16, "crop_size": [64, 64]}
 SCENES = [{"scenes": {"task": "zoom", "size": 2}}]
@@ -66,6 +69,43 @@ def test_demonstrations_cold_start_and_tool_rl_run_from_a_recipe(
     run_recipe(parse_recipe(tool_recipe(recipe_content, tmp_path)))
     check_run(tmp_path)
     assert (tmp_path / "report.html").read_text().count("img_idx") > 0
+
+
+def test_tool_rl_that_dies_goes_on_to_the_same_weights(
+    tmp_path: Path, recipe_content: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `repeatable`: who samples beside whom then does not depend on when tools answer."""
+
+    def recipe(name: str) -> Any:
+        content = tool_recipe(recipe_content, tmp_path / name, engine={"kind": "transformers", "repeatable": True})
+        content["stages"]["tool_rl"] |= {"steps": 3, "group_size": 4, "checkpoint_every": 1}
+        return parse_recipe(content)
+
+    run_recipe(recipe("whole"))
+    step, sleeps = ToolEnvironment.step, iter(lambda: 0.02 * random.random(), None)
+
+    def slow(self: Any, reply: Any) -> Any:
+        time.sleep(next(sleeps))  # answers come in another order than before
+        return step(self, reply)
+
+    batch = RolloutBatches.batch
+
+    def dying(self: Any, number: int) -> Any:
+        if number == 2:
+            raise MachineDied
+        return batch(self, number)
+
+    monkeypatch.setattr(ToolEnvironment, "step", slow)
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutBatches, "batch", dying)
+        with pytest.raises(MachineDied):
+            run_recipe(recipe("cut"))
+    assert not (tmp_path / "cut/stages/tool_rl/final").exists()
+    run_recipe(recipe("cut"))
+    stages = [tmp_path / name / "stages" / "tool_rl" for name in ("whole", "cut")]
+    assert equal_weights(*(stage / "final" for stage in stages))
+    whole, cut = (metrics_of(stage) for stage in stages)
+    assert all(row["turns/mean"] > 1.2 for row in whole) and cut == whole
 
 
 @pytest.mark.vllm
