@@ -5,8 +5,7 @@ in turns: ours (`Rollouts`); TRL's `GRPOTrainer._generate` with its `_tool_call_
 episode after those of another, also where they are coroutines (`--async-tool`); and lock step with gathered tools: all
 sample, the tools of that turn run at once, all sample again.
 
-An untrained policy calls no tools. So the engine samples as many tokens as the planned turn has, kept from ending it,
-and then hands over the planned turn in their place, which holds a call that names its own latency. The rest is each
+What the policy says is planned (`_planned`), token by token on the same engine. The rest is each
 side's own: rendering, parsing, running tools, joining tokens. Of TRL only `_generate_single_turn` is replaced, by the
 same engine. Turns differ in length, which `generate` has no setting for: TRL and lock step ask a stream for all answers
 of a turn and read it until they are there, as `generate` does. Each run is checked: tokens read and sampled, calls, and
@@ -17,33 +16,31 @@ is among the figures, and the ratios of minima are the better ones then.
 """
 
 import asyncio
-import json
 import os
-import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _harness import arguments, finish, interleave, settle, show
+from _planned import EPISODES, MOST_TOKENS, EndlessFacts, Plan, PlannedEngine
 from _problem import Subject, load_subject
 from _trl import grpo_trainer, tool_rollouts
 from PIL import Image
-from posttrain.model import ModelFacts, PackedPolicy
+from posttrain.model import PackedPolicy
 from posttrain.model.tiny import TinySize
-from torch import nn
 
 from posttrain.data import Renderer
 from posttrain.environments.environment import Observation
 from posttrain.environments.tool_environment import ToolEnvironment
 from posttrain.records import Example, Status
-from posttrain.rollout.engine import Answer, Request, Sample, Sampling, Stream
+from posttrain.rollout.engine import Request, Sampling
 from posttrain.rollout.environment_turns import opened, stepped
 from posttrain.rollout.episode import Episode, Limits
 from posttrain.rollout.rolling import Rollouts
@@ -51,17 +48,11 @@ from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.rollout.transformers_engine import TransformersEngine
 from posttrain.rollout.vllm_engine import VllmEngine
 
-EPISODES = 16
-MAX_CALLS = 3
-MAX_LATENCY_MS = 500
-MEDIAN_TOKENS, SPREAD, MOST_TOKENS = 40, 0.5, 144
-"""Of a turn: log-normal."""
 SIDE = 64
 """Pixels of an episode's image; 16 tokens."""
 MAX_LENGTH = 2048
 PLANS = 3
 """Drawn from the seeds 0, 1 and 2."""
-WORDS = "The glyph beside the red square is too small to be read from here, so I look once more. " * 4
 PEERS = ("trl", "lockstep")
 
 
@@ -101,112 +92,6 @@ def figures_of(cells: Sequence[dict[str, Any]], ratios: Sequence[str]) -> dict[s
         **{f"{name}_{engine}": median(name, engine) for engine in engines for name in ratios},
         **{name: median(name) for name in ("tools_s", "longest_tools_s", "ours_s", *(f"{p}_s" for p in PEERS))},
     }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is said in the episodes of a run, and how long their tools take."""
-
-    said: Sequence[Sequence[np.ndarray]]
-    """[episodes][turns] token ids, the end-of-turn token included."""
-    latencies_ms: Sequence[Sequence[int]]
-    """[episodes][calls]"""
-
-    @classmethod
-    def draw(cls, subject: Subject, seed: int) -> "Plan":
-        draw, tokenizer = random.Random(seed), subject.processor.tokenizer  # pyright: ignore
-        end_id, words = subject.facts.eos_token_ids[0], tokenizer.encode(WORDS)
-
-        def turn(text: str) -> np.ndarray:
-            said = tokenizer.encode(text)
-            length = round(draw.lognormvariate(np.log(MEDIAN_TOKENS), SPREAD))
-            num_words = max(0, min(length, MOST_TOKENS) - len(said) - 1)
-            return np.array([*words[:num_words], *said, end_id], dtype=np.int64)
-
-        latencies_ms = [
-            [draw.randint(0, MAX_LATENCY_MS) for _ in range(draw.randint(1, MAX_CALLS))] for _ in range(EPISODES)
-        ]
-        return cls(
-            said=[[*(turn(call(ms)) for ms in row), turn("7")] for row in latencies_ms], latencies_ms=latencies_ms
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(turn) for turns in self.said for turn in turns)
-
-
-def call(ms: int) -> str:
-    return f"<tool_call>\n{json.dumps({'name': 'look', 'arguments': {'ms': ms}})}\n</tool_call>"
-
-
-class PlannedEngine:
-    """Samples from an engine as many tokens as a turn has in the plan, and hands over the planned ones."""
-
-    def __init__(self, sampled: VllmEngine | TransformersEngine) -> None:
-        self.sampled = sampled
-        self.prompts: Sequence[np.ndarray] = ()
-        """Of each episode; no two are alike."""
-
-    def begin(self, plan: Plan) -> None:
-        self.plan = plan
-        self.num_turns = [0] * EPISODES
-        self.num_read = self.num_sampled = 0
-
-    def episode_of(self, token_ids: np.ndarray) -> int:
-        return next(i for i, prompt in enumerate(self.prompts) if np.array_equal(token_ids[: len(prompt)], prompt))
-
-    def next_turn(self, token_ids: np.ndarray) -> np.ndarray:
-        """What is said to a prompt."""
-        episode = self.episode_of(token_ids)
-        said = self.plan.said[episode][self.num_turns[episode]]
-        self.num_turns[episode] += 1
-        self.num_read += len(token_ids)
-        return said
-
-    def stream(self, sampling: Sampling) -> "PlannedStream":
-        return PlannedStream(self, self.sampled.stream(sampling))
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
-        """One answer to each."""
-        stream = self.stream(sampling)
-        for place, request in enumerate(requests):
-            stream.add(place, request, max_new_tokens=sampling.max_new_tokens, seed=place)
-        samples: dict[int, Sample] = {}
-        while stream.num_running:
-            samples |= {answer.key: answer.sample for answer in stream.poll(1.0)}
-        return [[samples[place]] for place in range(len(requests))]
-
-    def update_weights(self, policy: nn.Module, version: int) -> None: ...
-
-    def rest(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class PlannedStream:
-    def __init__(self, engine: PlannedEngine, stream: Stream) -> None:
-        self._engine, self._stream = engine, stream
-        self._said: dict[int, np.ndarray] = {}
-
-    def add(self, key: int, request: Request, *, max_new_tokens: int, seed: int) -> None:
-        self._said[key] = self._engine.next_turn(request.token_ids)
-        self._stream.add(key, request, max_new_tokens=len(self._said[key]), seed=seed)
-
-    def poll(self, timeout_s: float) -> list[Answer]:
-        return [replace(a, sample=self._planned(a)) for a in self._stream.poll(timeout_s)]
-
-    def _planned(self, answer: Answer) -> Sample:
-        said, sample = self._said[answer.key], answer.sample
-        assert len(sample.token_ids) == len(said), f"sampled {len(sample.token_ids)} tokens, planned {len(said)}"
-        self._engine.num_sampled += len(said)
-        return replace(sample, token_ids=said, stop="end")
-
-    @property
-    def num_running(self) -> int:
-        return self._stream.num_running
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 class Bench:
@@ -391,14 +276,6 @@ def vllm_engine(folder: Path, subject: Subject) -> Iterator[tuple[VllmEngine, Ca
 def transformers_engine(folder: Path, subject: Subject) -> Iterator[tuple[TransformersEngine, Callable[[], object]]]:
     facts = EndlessFacts(**asdict(subject.facts))
     yield TransformersEngine(PackedPolicy(subject.model, facts), facts), lambda: None
-
-
-class EndlessFacts(ModelFacts):
-    """Facts by which engines sample no end of a turn either: its limit ends it."""
-
-    @property
-    def banned_token_ids(self) -> tuple[int, ...]:
-        return (*super().banned_token_ids, *self.eos_token_ids, self.pad_token_id)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class CutImage:
 class ImageCutter:
     """Resizes and cuts images for one checkpoint, and remembers the last ones: a group's image is cut once.
 
-    Safe to share between threads.
+    Safe to share between threads; who asks for an image that another thread is at waits for it.
     """
 
     def __init__(
@@ -86,19 +86,32 @@ class ImageCutter:
         self._cache: OrderedDict[bytes, CutImage] = OrderedDict()
         self._held = 0
         self._lock = Lock()
+        self._at_work: dict[bytes, Event] = {}
 
     def cut(self, image: Image.Image, row: str = "image") -> CutImage:
         key = _content_hash(image)
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
+        while True:
+            with self._lock:
+                if key in self._cache:
+                    self._cache.move_to_end(key)
+                    return self._cache[key]
+                other = self._at_work.get(key)
+                if other is None:
+                    self._at_work[key] = Event()
+                    break
+            other.wait()
+        try:
+            return self._made(key, image, row)
+        finally:
+            with self._lock:
+                self._at_work.pop(key).set()
+
+    def _made(self, key: bytes, image: Image.Image, row: str) -> CutImage:
         picture = resize_for(image, self.processor, min_pixels=self.min_pixels, max_pixels=self.max_pixels, row=row)
         made = CutImage(picture=picture, patches=to_patches(picture, self.processor))
         with self._lock:
-            if key not in self._cache:
-                self._cache[key] = made
-                self._held += made.patches.num_patches
+            self._cache[key] = made
+            self._held += made.patches.num_patches
             while self._held > self._cache_patches and len(self._cache) > 1:
                 self._held -= self._cache.popitem(last=False)[1].patches.num_patches
         return made

@@ -4,7 +4,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, get_type_hints
 
 from posttrain.errors import ConfigError
@@ -64,7 +64,7 @@ def _parameters(maker: Any) -> list[Option]:
     called = maker.func if isinstance(maker, partial) else maker
     if inspect.isclass(called):
         called = called.__init__
-    hints = get_type_hints(called if inspect.isroutine(called) else type(called).__call__)
+    hints = _hints(called if inspect.isroutine(called) else type(called).__call__)
     return [
         Option(
             name=name,
@@ -76,6 +76,11 @@ def _parameters(maker: Any) -> list[Option]:
         for name, parameter in inspect.signature(maker).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
+
+
+@lru_cache(maxsize=512)  # for a class with string annotations a millisecond, and every episode makes its tools
+def _hints(routine: Any) -> dict[str, Any]:
+    return get_type_hints(routine)
 
 
 def _checked(value: Any, hint: Any, what: str) -> Any:

@@ -96,8 +96,9 @@ class ForwardPasses:
         if self._inside:
             yield
             return
-        modes = [(module, module.training) for module in self.policy.modules()]
-        self.policy.eval()
+        training = [module for module in self.policy.modules() if module.training]
+        if training:
+            self.policy.eval()
         self._inside = True
         try:
             mixed = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
@@ -105,8 +106,8 @@ class ForwardPasses:
                 yield
         finally:
             self._inside, self._head_VH = False, None
-            for module, training in modes:
-                module.training = training
+            for module in training:
+                module.training = True
 
     def prefill(self, prompts: Sequence[Prompt], seen: FeatureCache, pasts: Sequence[Past] = ()) -> Prefill:
         """Prompts padded on the right, which causality hides; each distinct image passes the tower once.

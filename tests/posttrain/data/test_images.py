@@ -2,6 +2,8 @@
 
 import base64
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +189,26 @@ def test_a_url_is_fetched_only_when_asked(root, monkeypatch):
 
     monkeypatch.setattr("posttrain.data.images.urllib.request.urlopen", answer)
     assert read("https://example.com/a.png", root, allow_urls=True).tobytes() == noise(60, 40).tobytes()
+
+
+def test_threads_that_ask_for_one_image_at_once_have_it_cut_once(monkeypatch):
+    """As the members of a group do, when their episodes begin."""
+    cut = []
+
+    def slow(image, processor):
+        cut.append(image)
+        time.sleep(0.05)
+        return to_patches(image, processor)
+
+    monkeypatch.setattr("posttrain.data.images.to_patches", slow)
+    cutter = ImageCutter(PROCESSOR)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(cutter.cut, [noise(64, 64) for _ in range(8)]))
+    assert len(cut) == 1 and all(one is made[0] for one in made)
+
+
+def test_an_image_that_cannot_be_cut_fails_for_every_thread_that_asks():
+    cutter, thin = ImageCutter(PROCESSOR), Image.new("RGB", (4000, 4))
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(cutter.cut, thin) for _ in range(4)]
+    assert all(isinstance(one.exception(), DataError) for one in asked) and cutter._at_work == {}
