@@ -1,5 +1,6 @@
 """Turns a recipe's sections into objects. The one file that may import everything."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,13 @@ def make_environments(sections: Mapping[str, EnvironmentSection]) -> dict[str, T
             factory = make_environment_factory({"name": section.name, **section.options})
         except (ConfigError, ImportError) as error:
             raise ConfigError(f"environments.{task}: {error}") from error
+        turn = inspect.signature(factory).parameters.get("turn_timeout_s")
+        turn_s = turn.default if turn is not None else None
+        if isinstance(turn_s, (int, float)) and turn_s >= section.timeout_s:
+            raise ConfigError(
+                f"environments.{task}: timeout_s {section.timeout_s:g} would end an episode before its option "
+                f"turn_timeout_s {turn_s:g} ends the calls of a turn; set the option lower"
+            )
         limits = Limits(max_turns=section.max_turns, max_images=section.max_images)
         table[task] = TaskEnvironment(make=factory, limits=limits, timeout_s=section.timeout_s)
     return table

@@ -140,6 +140,10 @@ def test_an_environment_that_never_works_stops_the_run_with_its_reason(
             {"environments": {"zoom": {"name": "tools", "options": {"tools": ["image_zoom"]}}}},
             "there is no tool 'image_zoom'; did you mean 'image_zoom_in_tool'",
         ),
+        (
+            {"environments": {"zoom": {"name": "tools", "options": {"tools": []}, "timeout_s": 60}}},
+            "timeout_s 60 would end .* turn_timeout_s 90",
+        ),
         ({"engine": {"kind": "server"}}, "kind 'server' and 'servers'"),
         ({"engine": {"kind": "vllm", "tensor_parallel_size": 2}}, "engine.tensor_parallel_size"),
         ({"teachers": {"solver": {"solver": "zoom", "path": "x"}}}, "give exactly one of"),
