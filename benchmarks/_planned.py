@@ -115,6 +115,9 @@ class PlannedStream:
         self._said[key] = self._engine.next_turn(request.token_ids)
         self._stream.add(key, request, max_new_tokens=len(self._said[key]), seed=seed)
 
+    def forget(self, key: int) -> None:
+        self._stream.forget(key)
+
     def poll(self, timeout_s: float) -> list[Answer]:
         return [replace(a, sample=self._planned(a)) for a in self._stream.poll(timeout_s)]
 

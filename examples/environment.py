@@ -39,7 +39,9 @@ class Treasure:
     def start(self, example: Example) -> Opening:
         self.treasure = divmod(example.reference["cell"], self.side)
         self.map = Image.new("RGB", (CELL * self.side, CELL * self.side))
-        return Opening(messages=(self.turn("In which cell is it? Cells are counted row by row."),), images=(self.map,))
+        return Opening(
+            messages=(self.turn("In which cell is it? Cells are counted row by row."),), images=(self.map.copy(),)
+        )
 
     def step(self, reply: Reply) -> Observation | Done:
         said = reply.text.split()[-1] if reply.text.split() else ""

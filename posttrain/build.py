@@ -34,7 +34,7 @@ from posttrain.data import (
     open_source,
 )
 from posttrain.distillation import Distillation
-from posttrain.environments import make_environment_factory
+from posttrain.environments import EnvironmentFactory, make_environment_factory
 from posttrain.errors import ConfigError
 from posttrain.evaluation import Evaluation
 from posttrain.loaded import Loaded
@@ -124,16 +124,22 @@ def make_environments(sections: Mapping[str, EnvironmentSection]) -> dict[str, T
             factory = make_environment_factory({"name": section.name, **section.options})
         except (ConfigError, ImportError) as error:
             raise ConfigError(f"environments.{task}: {error}") from error
-        turn = inspect.signature(factory).parameters.get("turn_timeout_s")
-        turn_s = turn.default if turn is not None else None
-        if isinstance(turn_s, (int, float)) and turn_s >= section.timeout_s:
-            raise ConfigError(
-                f"environments.{task}: timeout_s {section.timeout_s:g} would end an episode before its option "
-                f"turn_timeout_s {turn_s:g} ends the calls of a turn; set the option lower"
-            )
         limits = Limits(max_turns=section.max_turns, max_images=section.max_images)
-        table[task] = TaskEnvironment(make=factory, limits=limits, timeout_s=section.timeout_s)
+        table[task] = played_in(task, factory, limits=limits, timeout_s=section.timeout_s)
     return table
+
+
+def played_in(task: str, factory: EnvironmentFactory, **options: Any) -> TaskEnvironment:
+    """Raises ConfigError where an answer's deadline would come before the environment's own of a turn."""
+    made = TaskEnvironment(make=factory, **options)
+    turn = inspect.signature(factory).parameters.get("turn_timeout_s")
+    turn_s = turn.default if turn is not None else None
+    if isinstance(turn_s, (int, float)) and turn_s >= made.timeout_s:
+        raise ConfigError(
+            f"environments.{task}: timeout_s {made.timeout_s:g} would end an episode before its option "
+            f"turn_timeout_s {turn_s:g} ends the calls of a turn; set the option lower"
+        )
+    return made
 
 
 def make_renderer(section: ModelSection, loaded: Loaded, max_length: int) -> Renderer:

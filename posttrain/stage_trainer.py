@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_p
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from posttrain.build import make_environments
+from posttrain.build import make_environments, played_in
 from posttrain.checkpoints import Checkpoint, save_weights, seed_everything
 from posttrain.config import EngineSection, EnvironmentSection, LoraSection, ModelSection, PolicyStage, TrainingStage
 from posttrain.data import DataSource, Mixture, SourceSpec, from_rows, open_source
@@ -249,7 +249,7 @@ def _environments(
         elif isinstance(environment, TaskEnvironment):
             table[task] = environment
         else:
-            table[task] = TaskEnvironment(make=make_environment_factory(environment))
+            table[task] = played_in(task, make_environment_factory(environment))
     return table
 
 

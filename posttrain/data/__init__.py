@@ -3,7 +3,7 @@
 from posttrain.data.eliciting import PromptKind, PromptSource, PromptSpec
 from posttrain.data.images import CutImage, ImageCutter, open_image, resize_for, to_patches
 from posttrain.data.mixture import Mixture, Pick
-from posttrain.data.rendering import RenderedPrompt, Renderer, TooLong
+from posttrain.data.rendering import RenderedPrompt, Renderer, TooLong, TooManyImages
 from posttrain.data.scenes import SceneSource, SceneSpec, SceneTask, corpus
 from posttrain.data.source_spec import RowFormat, SourceSpec
 from posttrain.data.sources import DataSource, RowSource, from_rows, open_source
@@ -26,6 +26,7 @@ __all__ = [
     "SceneTask",
     "SourceSpec",
     "TooLong",
+    "TooManyImages",
     "corpus",
     "from_rows",
     "open_image",

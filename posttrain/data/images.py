@@ -108,6 +108,8 @@ class ImageCutter:
 
     def _made(self, key: bytes, image: Image.Image, row: str) -> CutImage:
         picture = resize_for(image, self.processor, min_pixels=self.min_pixels, max_pixels=self.max_pixels, row=row)
+        if picture is image:
+            picture = image.copy()  # whose owner may go on drawing on it
         made = CutImage(picture=picture, patches=to_patches(picture, self.processor))
         with self._lock:
             self._cache[key] = made

@@ -43,6 +43,17 @@ class TooLong(DataError):
         self.max_length = max_length
 
 
+class TooManyImages(TooLong):
+    """An example with more images than the rollout engine reads in one prompt: dropped in the same way."""
+
+    def __init__(self, example_id: str, num_images: int, max_images: int) -> None:
+        DataError.__init__(
+            self,
+            f"{example_id}: has {num_images} images, more than the {max_images} that the engine reads in a prompt; "
+            "raise the engine's max_images, or let it be dropped",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedPrompt:
     """What the policy is asked: the generation prompt is its last part."""

@@ -39,6 +39,8 @@ class TRLEnvironment:
     """Calls of one reply that are run; the others are refused."""
     tool_timeout_s: float = 30.0
     """Wall-clock seconds of one call."""
+    turn_timeout_s: float = 90.0
+    """Wall-clock seconds of all calls of a reply."""
     max_text_chars: int = 8000
     """Text of one answer; more is cut off, with a remark."""
     _object: Any = field(init=False, repr=False)
@@ -58,6 +60,7 @@ class TRLEnvironment:
             tools=[*self.tools, *methods],
             max_calls_per_turn=self.max_calls_per_turn,
             tool_timeout_s=self.tool_timeout_s,
+            turn_timeout_s=self.turn_timeout_s,
             max_text_chars=self.max_text_chars,
         )
 

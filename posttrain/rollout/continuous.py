@@ -16,7 +16,7 @@ from posttrain.errors import EngineError
 from posttrain.model.policy import FeatureCache
 from posttrain.rollout.continuous_kept import KeptPasts, Past
 from posttrain.rollout.continuous_passes import ForwardPasses, Prompt
-from posttrain.rollout.continuous_rows import Rows, Task
+from posttrain.rollout.continuous_rows import Load, Rows, Task
 from posttrain.rollout.engine import Answer, Request, Sample, Sampling
 from posttrain.rollout.sampling import draw_tokens, uniforms
 
@@ -82,6 +82,9 @@ class ContinuousStream:
                 )
             )
 
+    def forget(self, key: int) -> None:
+        self._kept.take(key)
+
     def poll(self, timeout_s: float) -> list[Answer]:
         """A few steps. The work is done here: there is nothing to wait for, and `timeout_s` is not read."""
         if not self.num_running:
@@ -93,7 +96,7 @@ class ContinuousStream:
                     answers += self._join()
                     answers += self._step()
                 self._sweep()
-                self._forget_pasts()
+                self._kept.shrink(self._max_batch_tokens - sum(load.tokens for load in self._loads().values()))
         except BaseException:
             self._drop()  # a step that broke off leaves rows without tokens
             raise
@@ -129,7 +132,7 @@ class ContinuousStream:
         """Prefills what waits and fits, all of it together, and draws the first tokens."""
         if not self._waiting:
             return []
-        joining = self._admitted()
+        joining, room = self._admitted()
         opened = {rows: rows.open(len(tasks)) for rows, tasks in joining.items()}
         missing = {
             rows: list({t.prompt.key: t.prompt for t in tasks if not rows.holds(t.prompt)}.values())
@@ -138,6 +141,7 @@ class ContinuousStream:
         missing = {rows: wanted for rows, wanted in missing.items() if wanted}
         asked_by = {task.prompt.key: task.key for tasks in joining.values() for task in tasks}
         pasts = {p.key: self._past_of(p, asked_by[p.key]) for wanted in missing.values() for p in wanted}
+        self._kept.shrink(room)
         for has_past in (False, True):  # together, the few new tokens of some would be padded to whole prompts
             parts = {
                 rows: [p for p in wanted if (pasts[p.key] is not None) == has_past] for rows, wanted in missing.items()
@@ -161,11 +165,6 @@ class ContinuousStream:
             prompt.token_ids, [image.key for image in prompt.images], prompt.image_starts
         )
         return shared if shared else None
-
-    def _forget_pasts(self) -> None:
-        """The oldest, where there is no room for them."""
-        held = self._groups.load().tokens + self._singles.load().tokens
-        self._kept.shrink(self._max_batch_tokens - held)
 
     def _prefill(self, missing: Mapping[Rows, Sequence[Prompt]], pasts: Mapping[object, Past | None]) -> None:
         if not missing:
@@ -217,9 +216,13 @@ class ContinuousStream:
             answers.append(Answer(key=ended.task.key, index=ended.task.index, sample=sample))
         return answers
 
-    def _admitted(self) -> dict[Rows, list[Task]]:
-        """Takes from what waits, in order, as much as fits; nothing where it is better to wait for more room."""
-        loads = {rows: rows.load() for rows in (self._groups, self._singles)}
+    def _loads(self) -> dict[Rows, Load]:
+        return {rows: rows.load() for rows in (self._groups, self._singles)}
+
+    def _admitted(self) -> tuple[dict[Rows, list[Task]], int]:
+        """Takes from what waits, in order, as much as fits; nothing where it is better to wait for more room. Also the
+        tokens that there is room for beside what runs then: what is kept has no claim to it."""
+        loads = self._loads()
         num_running, num_taken = sum(load.samples for load in loads.values()), 0
         admitted: dict[Rows, list[Task]] = {}
         for waiting in self._waiting.values():
@@ -239,13 +242,13 @@ class ContinuousStream:
             if len(fitting) < len(waiting.tasks):
                 break
         if num_taken < min(self._num_waiting, _COMPANY_FRAC * num_running):
-            return {}
+            return {}, self._max_batch_tokens
         for task in (task for tasks in admitted.values() for task in tasks):
             waiting = self._waiting[task.prompt.key]
             waiting.tasks.popleft()
             if not waiting.tasks:
                 del self._waiting[task.prompt.key]
-        return admitted
+        return admitted, self._max_batch_tokens - sum(load.tokens for load in loads.values())
 
     def _rows_for(self, waiting: _Waiting) -> Rows:
         for rows in (self._groups, self._singles):

@@ -17,9 +17,9 @@ class Past:
     """[P] int64."""
     image_keys: tuple[str, ...]
     """Of the images among them."""
-    keys: Sequence[Tensor]
+    keys: list[Tensor]
     """[kv heads, P, D] for each layer."""
-    values: Sequence[Tensor]
+    values: list[Tensor]
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -91,15 +91,23 @@ class Continued:
         self._first = int(self._starts_U1.max())
 
     def cache(self) -> DynamicCache:
-        """The pasts, padded on the right."""
+        """The pasts, padded on the right; they give up their own, layer by layer, so that nothing is held twice."""
         cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(self._pasts[0].keys, self._pasts[0].values, strict=True)):
-            keys = key.new_zeros(len(self._pasts), key.shape[0], self._first, key.shape[-1])
-            values = value.new_zeros(len(self._pasts), value.shape[0], self._first, value.shape[-1])
-            for row, past in enumerate(self._pasts):
-                keys[row, :, : len(past)], values[row, :, : len(past)] = past.keys[layer], past.values[layer]
-            cache.update(keys, values, layer)
+        for layer in range(len(self._pasts[0].keys)):
+            cache.update(
+                self._padded([past.keys for past in self._pasts], layer),
+                self._padded([past.values for past in self._pasts], layer),
+                layer,
+            )
         return cache
+
+    def _padded(self, states: Sequence[list[Tensor]], layer: int) -> Tensor:
+        first = states[0][layer]
+        padded = first.new_zeros(len(states), first.shape[0], self._first, first.shape[-1])
+        for row, held in enumerate(states):
+            padded[row, :, : held[layer].shape[1]] = held[layer]
+            held[layer] = first[:, :0]
+        return padded
 
     def mask_UC(self, device: torch.device) -> Tensor:
         """int64, 1 where a token stands."""

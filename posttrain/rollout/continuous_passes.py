@@ -138,11 +138,14 @@ class ForwardPasses:
         if continued:
             inputs = {**inputs, "attention_mask": continued.mask_UC(device)}
         output = text(position_ids=positions, past_key_values=cache, use_cache=True, **inputs)
-        layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-        keys = [self._kept(layer.keys) for layer in layers if layer.keys is not None]
-        values = [self._kept(layer.values) for layer in layers if layer.values is not None]
-        if continued:
-            keys, values = [continued.joined(k) for k in keys], [continued.joined(v) for v in values]
+        keys, values = [], []
+        for layer in cache.layers:
+            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+                both = self._kept(layer.keys), self._kept(layer.values)
+                layer.keys = layer.values = None
+                key, value = map(continued.joined, both) if continued else both
+                keys.append(key)
+                values.append(value)
         last_U = torch.from_numpy(new_U - 1).to(device)
         return Prefill(
             hidden_UH=output.last_hidden_state[torch.arange(len(prompts), device=device), last_U],

@@ -35,8 +35,8 @@ class Request:
     """The same images, already resized, for engines that cut patches themselves."""
     n: int = 1
     may_go_on: bool = False
-    """A later request of the same key may begin with this one and its answer: an engine may keep what it knows of them.
-    For one sample."""
+    """A later request of the same key may begin with this one and its answer: an engine may keep what it knows of them,
+    until it is told to `forget` the key. For one sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,10 @@ class Stream(Protocol):
         """
         ...
 
+    def forget(self, key: int) -> None:
+        """No request of this key follows."""
+        ...
+
     @property
     def num_running(self) -> int:
         """Samples that are still to be returned."""
@@ -96,6 +100,19 @@ class StreamingEngine(Protocol):
     """An engine that takes requests while it answers others; every engine of the library does."""
 
     def stream(self, sampling: Sampling) -> Stream: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What one prompt may hold, all turns of its episode together; None where the engine sets no limit."""
+
+    max_tokens: int | None = None
+    max_images: int | None = None
+
+
+def capacity_of(engine: "Engine") -> Capacity:
+    """What an engine says of itself in `capacity`."""
+    return getattr(engine, "capacity", Capacity())
 
 
 class Engine(Protocol):

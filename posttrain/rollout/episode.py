@@ -28,14 +28,21 @@ class Limits:
 class Episode:
     """Grows turn by turn: `begin`, then `said` and `observed` in turns, until it has ended; `trajectory` at any time.
 
-    limits: None without an environment: then the first turn is the last. max_length: tokens that the policy may have
-    read and said before a turn. Used by one thread.
+    limits: None without an environment: then the first turn is the last. max_length, max_images: what the policy may
+    have read and said before a turn, the opening included. Used by one thread.
     """
 
     def __init__(
-        self, example: Example, decode: Decode, *, limits: Limits | None = None, max_length: int = 1 << 30
+        self,
+        example: Example,
+        decode: Decode,
+        *,
+        limits: Limits | None = None,
+        max_length: int = 1 << 30,
+        max_images: int = 1 << 30,
     ) -> None:
-        self.example, self.limits, self.max_length = example, limits or Limits(), max_length
+        self.example, self.limits = example, limits or Limits()
+        self.max_length, self.max_images = max_length, max_images
         self._decode, self._has_environment = decode, limits is not None
         self._token_ids: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
@@ -61,7 +68,12 @@ class Episode:
     @property
     def num_images_left(self) -> int:
         """Images that its observations may still show."""
-        return self.limits.max_images - sum(len(turn.images) for turn in self._turns)
+        return self._most_images - sum(len(shown.images) for shown in self._shown[1:])
+
+    @property
+    def _most_images(self) -> int:
+        num_opening = len(self._shown[0].images) if self._shown else 0
+        return min(self.limits.max_images, self.max_images - num_opening)
 
     def begin(self, prompt: RenderedPrompt, opening: Opening | None = None) -> None:
         self._opening = opening
@@ -103,7 +115,7 @@ class Episode:
         if self.num_turns >= self.limits.max_turns:
             self._end(Status.TRUNCATED, f"still called tools in turn {self.num_turns}, which is the last allowed")
         elif shown is None:
-            self._end(Status.TRUNCATED, f"asked for more than {self.limits.max_images} images")
+            self._end(Status.TRUNCATED, f"asked for more than {self._most_images} images")
         elif self.num_tokens + len(shown.token_ids) > self.max_length:
             self._end(Status.TRUNCATED, f"has more than {self.max_length} tokens with this observation")
         else:

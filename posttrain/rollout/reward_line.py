@@ -22,6 +22,7 @@ class RewardLine:
         self._waiting: queue.SimpleQueue[tuple[int, Sequence[Trajectory]] | None] = queue.SimpleQueue()
         self._scores: dict[int, list[Score]] = {}
         self._error: BaseException | None = None
+        self._is_closed = False
         self.busy_s = 0.0
         """Spent scoring so far."""
         self._thread = threading.Thread(target=self._work, name="posttrain-rewards", daemon=True)
@@ -40,6 +41,7 @@ class RewardLine:
 
     def close(self) -> None:
         """Leaves what is not scored yet."""
+        self._is_closed = True
         self._waiting.put(None)
 
     def _work(self) -> None:
@@ -49,6 +51,8 @@ class RewardLine:
             while not self._waiting.empty():
                 groups.append(self._waiting.get())
             is_open = None not in groups
+            if self._is_closed:
+                return
             began = time.perf_counter()
             try:
                 self._score([group for group in groups if group is not None])

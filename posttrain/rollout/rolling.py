@@ -6,7 +6,7 @@ from typing import Any
 
 from posttrain.data import Renderer
 from posttrain.records import Example
-from posttrain.rollout.engine import Engine, Sampling
+from posttrain.rollout.engine import Engine, Sampling, capacity_of
 from posttrain.rollout.environment_workers import EnvironmentWorkers
 from posttrain.rollout.episode import Decode
 from posttrain.rollout.rolling_batch import Finished, Rolled, RollingBatch, TaskEnvironment
@@ -60,6 +60,7 @@ class Rollouts:
                 sampling=sampling,
                 group_size=group_size,
                 finished=finished,
+                capacity=capacity_of(self.engine),
                 repeatable=self._repeatable,
             )
             try:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.data import RenderedPrompt, Renderer, TooLong
+from posttrain.data import RenderedPrompt, Renderer, TooLong, TooManyImages
 from posttrain.environments.environment import Done, Environment, Observation, Opening
 from posttrain.records import Example, Trajectory
-from posttrain.rollout.engine import Sample, Sampling, Stream
+from posttrain.rollout.engine import Capacity, Sample, Sampling, Stream
 from posttrain.rollout.environment_turns import closed, opened, stepped
 from posttrain.rollout.environment_workers import EnvironmentWorkers, Late, Outcome
 from posttrain.rollout.episode import Decode, Episode, Limits
@@ -30,7 +30,7 @@ class TaskEnvironment:
     make: Callable[[], Environment]
     """Makes the environment of one episode."""
     limits: Limits = field(default_factory=Limits)
-    timeout_s: float = 60.0
+    timeout_s: float = 120.0
     """Wall-clock seconds of one answer of the environment."""
 
 
@@ -76,11 +76,14 @@ class RollingBatch:
         sampling: Sampling,
         group_size: int,
         finished: Finished,
+        capacity: Capacity,
         repeatable: bool = False,
     ) -> None:
         self._stream, self._workers, self._renderer, self._decode = stream, workers, renderer, decode
         self._sampling, self._group_size, self._finished = sampling, group_size, finished
         self._repeatable = repeatable
+        self._max_length = min(renderer.max_length, capacity.max_tokens or renderer.max_length)
+        self._max_images = 1 << 30 if capacity.max_images is None else capacity.max_images
         self._runs: list[_Running] = []
         self._members: list[list[_Running]] = []
         self._too_long: dict[int, TooLong] = {}
@@ -96,6 +99,7 @@ class RollingBatch:
         if task is None:
             try:
                 prompt = self._renderer.render_prompt(example)
+                self._check_fits(prompt, example)
             except TooLong as error:
                 self._too_long[place] = error
                 return
@@ -105,7 +109,9 @@ class RollingBatch:
             self._ask(group, seed=self._seed(place))
             return
         for _ in range(self._group_size):
-            episode = Episode(example, self._decode, limits=task.limits, max_length=self._renderer.max_length)
+            episode = Episode(
+                example, self._decode, limits=task.limits, max_length=self._max_length, max_images=self._max_images
+            )
             run = self._run(place, episode)
             run.task, run.environment = task, task.make()
             self._work(run, partial(opened, run.environment, example, self._renderer))
@@ -186,10 +192,12 @@ class RollingBatch:
         episode = run.episode
         match outcome.error:
             case None:
-                self._take(episode, outcome)
+                try:
+                    self._take(episode, outcome)
+                except TooLong as error:
+                    self._leave_out(run, error)
             case TooLong() as error:
-                self._too_long[run.place] = error
-                episode.failed(str(error))
+                self._leave_out(run, error)
             case Late() as error:
                 run.environment = None  # the thread that is still in it closes it
                 episode.failed(f"the environment {error}")
@@ -201,9 +209,21 @@ class RollingBatch:
             number = run.key - self._members[run.place][0].key
             self._ask([run], seed=self._seed(run.place, number, episode.num_turns))
 
+    def _leave_out(self, run: _Running, error: TooLong) -> None:
+        self._too_long[run.place] = error
+        run.episode.failed(str(error))
+
+    def _check_fits(self, prompt: RenderedPrompt, example: Example) -> None:
+        """Raises TooLong for a prompt that the engine cannot read; the renderer's own limit has been kept."""
+        if len(prompt.token_ids) > self._max_length:
+            raise TooLong(example.id, len(prompt.token_ids), self._max_length)
+        if len(prompt.images) > self._max_images:
+            raise TooManyImages(example.id, len(prompt.images), self._max_images)
+
     def _take(self, episode: Episode, outcome: Outcome) -> None:
         match outcome.value:
             case Opening() as opening, RenderedPrompt() as prompt:
+                self._check_fits(prompt, episode.example)
                 episode.begin(prompt, opening)
             case Done() as verdict, score:
                 episode.done(verdict, outcome.seconds, score)
@@ -214,6 +234,7 @@ class RollingBatch:
 
     def _ended(self, run: _Running) -> None:
         self._close(run)
+        self._stream.forget(run.key)
         run.trajectory = run.episode.trajectory()
         self._num_left -= 1
         members = self._members[run.place]

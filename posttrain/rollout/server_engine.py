@@ -12,7 +12,7 @@ from torch import distributed, nn
 
 from posttrain.errors import ConfigError, EngineError
 from posttrain.model import ModelFacts
-from posttrain.rollout.engine import Request, Sample, Sampling
+from posttrain.rollout.engine import Capacity, Request, Sample, Sampling
 from posttrain.rollout.server_client import ServerClient
 from posttrain.rollout.server_fleet import Fleet, Patience
 from posttrain.rollout.server_member import Member
@@ -94,6 +94,12 @@ class VllmServerEngine:
     def max_model_len(self) -> int:
         """Of the server that reads the least."""
         return min(member.max_model_len for member in self._fleet.members if member.max_model_len)
+
+    @property
+    def capacity(self) -> Capacity:
+        """That of the server that reads the least."""
+        images = [member.max_images for member in self._fleet.members if member.max_images is not None]
+        return Capacity(max_tokens=self.max_model_len - 1, max_images=min(images, default=None))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Sample]]:
         """`n` samples for every request. Equal seeds give equal samples, whichever servers answer, up to rounding.

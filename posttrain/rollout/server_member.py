@@ -33,6 +33,8 @@ class Member:
         self.why = ""
         """It is down."""
         self.max_model_len = 0
+        self.max_images: int | None = None
+        """None until it is known, and for a server that does not say."""
         self._label: str | None = None  # what it is known to hold; None = it has to be asked
         self._given: str | None = None  # the process that has had weights of this run
         self._giving = asyncio.Lock()
@@ -101,7 +103,7 @@ class Member:
                 f"{self.url} gives log-probabilities as '{status.get('logprobs_mode')}', not after the temperature: "
                 "start it with `posttrain serve`"
             )
-        self.max_model_len = int(status["max_model_len"])
+        self.max_model_len, self.max_images = int(status["max_model_len"]), status.get("max_images")
         return status
 
     async def _give(self, present: Published, status: dict[str, Any]) -> None:

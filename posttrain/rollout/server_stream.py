@@ -78,6 +78,9 @@ class ServerStream:
             )
             self._ask(job, key, indices)
 
+    def forget(self, key: int) -> None:
+        """The servers' prefix caches keep what is used."""
+
     def poll(self, timeout_s: float) -> list[Answer]:
         """Waits until a sample has ended, or `timeout_s` is over."""
         answers: list[Answer] = []

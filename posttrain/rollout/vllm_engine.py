@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from posttrain.errors import EngineError
 from posttrain.model import Family, ModelFacts, PackedPolicy
 from posttrain.model.loading import named_weights
-from posttrain.rollout.engine import Request, Sample, Sampling
+from posttrain.rollout.engine import Capacity, Request, Sample, Sampling
 from posttrain.rollout.vllm_prompts import full_logprobs, one_token_an_image, vllm_seed
 from posttrain.rollout.vllm_stream import RunningRequests, VllmStream, failures_named, side_effects_undone
 
@@ -72,6 +72,7 @@ class VllmEngine:
                 f"launch a multiple of {tensor_parallel_size}"
             )
         self.facts, self.max_model_len = facts, max_model_len
+        self.capacity = Capacity(max_tokens=max_model_len - 1, max_images=max_images if facts.has_vision else None)
         self._asleep, self._sleeps = False, enable_sleep
         self._owns_process_group = not torch.distributed.is_initialized()
         for name, value in _ENVIRONMENT.items() | (_CPU_ENVIRONMENT.items() if on_cpu else set()):

@@ -119,6 +119,9 @@ class VllmStream:
     def add(self, key: int, request: Request, *, max_new_tokens: int, seed: int) -> None:
         self._running.add(self, key, request, self.sampling, max_new_tokens, vllm_seed(seed))
 
+    def forget(self, key: int) -> None:
+        """vLLM's prefix cache keeps what is used."""
+
     def poll(self, timeout_s: float) -> list[Answer]:
         """Steps vLLM until a sample ends, or `timeout_s` is over; once at least."""
         until = time.monotonic() + timeout_s

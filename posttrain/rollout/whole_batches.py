@@ -26,6 +26,9 @@ class WholeBatches:
         self._waiting.append((key, request))
         self._max_new_tokens = max(max_new_tokens, self._max_new_tokens if len(self._waiting) > 1 else 0)
 
+    def forget(self, key: int) -> None:
+        """Nothing is kept."""
+
     def poll(self, timeout_s: float) -> list[Answer]:
         waiting, self._waiting = self._waiting, []
         if not waiting:

@@ -77,11 +77,13 @@ class WeightsEndpoint:
 
     async def _status(self, state: Any) -> dict[str, Any]:
         engine, model = state.engine_client, state.engine_client.model_config
+        images = model.multimodal_config
         return {
             "label": await engine.get_weight_version(),
             "process": self._process,
             "model": model.model,
             "max_model_len": model.max_model_len,
+            "max_images": images.get_limit_per_prompt("image") if images is not None else None,
             "logprobs_mode": model.logprobs_mode,
             "device": engine.vllm_config.device_config.device_type,
         }

@@ -191,6 +191,13 @@ def test_a_url_is_fetched_only_when_asked(root, monkeypatch):
     assert read("https://example.com/a.png", root, allow_urls=True).tobytes() == noise(60, 40).tobytes()
 
 
+def test_what_was_cut_stays_as_it_was_when_its_owner_goes_on_drawing():
+    cutter, canvas = ImageCutter(PROCESSOR), Image.new("RGB", (64, 64))
+    cut = cutter.cut(canvas)
+    canvas.paste((255, 0, 0), (0, 0, 32, 32))
+    assert np.asarray(cut.picture).max() == 0 and cutter.cut(Image.new("RGB", (64, 64))) is cut
+
+
 def test_threads_that_ask_for_one_image_at_once_have_it_cut_once(monkeypatch):
     """As the members of a group do, when their episodes begin."""
     cut = []

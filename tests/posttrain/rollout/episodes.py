@@ -12,7 +12,7 @@ from posttrain.rewards import ToolCall
 
 from posttrain.environments.environment import Done, Observation, Opening, Reply
 from posttrain.records import Example
-from posttrain.rollout.engine import Answer, Request, Sample, Sampling
+from posttrain.rollout.engine import Answer, Capacity, Request, Sample, Sampling
 
 
 @dataclass
@@ -35,6 +35,8 @@ class ScriptedStreams:
     _running: list[tuple[int, Request]] = field(default_factory=list)
     num_polls: int = 0
     is_closed: bool = False
+    forgotten: list[int] = field(default_factory=list)
+    capacity: Capacity = field(default_factory=Capacity)
 
     def stream(self, sampling: Sampling) -> "ScriptedStreams":
         self._running, self.is_closed = [], False
@@ -48,6 +50,9 @@ class ScriptedStreams:
         self.requests.append(request)
         self.seeds.append(seed)
         self._running.append((key, request))
+
+    def forget(self, key: int) -> None:
+        self.forgotten.append(key)
 
     def poll(self, timeout_s: float) -> list[Answer]:
         self.num_polls += 1

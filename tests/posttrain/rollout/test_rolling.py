@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from posttrain.data import Renderer
 from posttrain.environments.environment import Observation, Opening
 from posttrain.errors import EngineError
 from posttrain.records import Example, Status
-from posttrain.rollout.engine import Sampling
+from posttrain.rollout.engine import Capacity, Sampling
 from posttrain.rollout.environment_workers import EnvironmentWorkers
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.rolling import Rollouts
@@ -151,6 +152,36 @@ def test_limits_cut_an_episode_after_a_whole_turn_and_drop_the_observation_that_
     assert trajectory.mask[-1] and len(trajectory.images) == turns, "it ends with what the policy said"
 
 
+@pytest.mark.parametrize(
+    ("capacity", "reason", "turns"),
+    [(Capacity(max_tokens=90), "more than 90 tokens", 2), (Capacity(max_images=2), "more than 1 images", 2)],
+)
+def test_what_outgrows_the_engine_is_cut_short_and_the_batch_goes_on(
+    capacity: Capacity, reason: str, turns: int, roll: Callable[..., Any]
+) -> None:
+    """The opening's own image is one of those that the engine reads in a prompt."""
+    rows = [example("Which digit?"), example("Which digit is it?")]
+    scripts = {"digit?": [call(n=1)], "is it": ["7"]}
+    rolled, engine = roll(scripts, lambda: ScriptedEnvironment([CROP]), rows, capacity=capacity)
+    (long,), (short,) = rolled.groups
+    assert long.status is Status.TRUNCATED and reason in long.error and len(long.turns) == turns
+    assert short.status is Status.FINISHED
+    assert sorted(engine.forgotten) == [0, 1]
+
+
+@pytest.mark.parametrize("task", ["zoom", "plain"])
+@pytest.mark.parametrize(
+    ("capacity", "sentence"),
+    [(Capacity(max_tokens=100), "more than the limit of 100"), (Capacity(max_images=0), "1 images, more than the 0")],
+)
+def test_a_prompt_that_the_engine_cannot_read_leaves_its_group_out(
+    task: str, capacity: Capacity, sentence: str, roll: Callable[..., Any]
+) -> None:
+    rows = [replace(example("Which digit? " + "long " * 200), task=task)]
+    rolled, _ = roll({"digit": ["7"]}, lambda: ScriptedEnvironment(), rows, group_size=2, capacity=capacity)
+    assert rolled.groups == [[]] and sentence in str(rolled.too_long[0])
+
+
 def test_a_turn_that_meets_the_token_limit_ends_the_episode_and_calls_nothing(roll: Callable[..., Any]) -> None:
     environment = ScriptedEnvironment(["never"])
     ((trajectory,),) = roll({"digit": [call(n=1) + "..."]}, lambda: environment)[0].groups
@@ -267,8 +298,6 @@ def test_a_prompt_that_is_too_long_leaves_its_group_out(roll: Callable[..., Any]
 
 
 def test_tasks_without_an_environment_are_one_turn_and_share_their_request(roll: Callable[..., Any]) -> None:
-    from dataclasses import replace
-
     rows = [replace(example("Which digit?"), task="plain"), example("Which digit?")]
     rolled, engine = roll({"digit": [call(n=1), "7"]}, lambda: ScriptedEnvironment(["fine"]), rows, group_size=3)
     plain, played = rolled.groups

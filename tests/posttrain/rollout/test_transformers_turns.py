@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
 from posttrain.model import Family
 
 from posttrain.rollout.continuous import ContinuousStream
+from posttrain.rollout.continuous_kept import KeptPasts, Past
 from posttrain.rollout.engine import Request, Sample, Sampling
 from posttrain.rollout.transformers_engine import TransformersEngine
 from tests.posttrain.rollout.test_transformers_stream import PARITY, widths_of_forward_passes
@@ -34,15 +36,26 @@ class Played:
         )
 
 
-def play(stream: ContinuousStream, played: list[Played]) -> None:
+def play(stream: Any, played: list[Played], room: int = 1 << 17) -> None:
+    """Sees to it that keys and values of running samples and of kept turns fit in the room together."""
     for one in played:
         stream.add(one.key, one.request(), max_new_tokens=one.limit, seed=one.key)
     while stream.num_running:
+        held, kept = num_held(stream)
+        assert not kept or held + kept <= room
         for answer in stream.poll(0):
             one = played[answer.key]
             one.turns.append((one.request(), answer.sample))
             if len(one.turns) < len(one.shown):
                 stream.add(one.key, one.request(), max_new_tokens=one.limit, seed=one.key + 100 * len(one.turns))
+
+
+def num_held(stream: Any) -> tuple[int, int]:
+    """Tokens of what runs, padded, and of what is kept."""
+    if not isinstance(stream, ContinuousStream):
+        return 0, 0
+    held = sum(load.tokens for load in stream._loads().values())  # pyright: ignore[reportPrivateUsage]
+    return held, stream._kept._num_tokens  # pyright: ignore[reportPrivateUsage]
 
 
 def trajectories(tiny) -> list[Played]:
@@ -103,14 +116,14 @@ def test_a_later_turn_forwards_its_new_tokens_alone(load_tiny) -> None:
     assert prefills == [first, *(1 + new for new in others)]  # the last token that was said is still to be forwarded
 
 
-@pytest.mark.parametrize("room", [0, 300])
-def test_where_there_is_no_room_the_oldest_are_forgotten_and_the_samples_stay(load_tiny, room: int) -> None:
+@pytest.mark.parametrize("room", [0, 300, 600])
+def test_where_there_is_no_room_turns_are_forgotten_and_the_samples_stay(load_tiny, room: int) -> None:
     tiny = load_tiny(Family.QWEN3_VL)
     engine = TransformersEngine(tiny.policy, tiny.facts)
     expected, found = trajectories(tiny), trajectories(tiny)
     play(engine.stream(SAMPLED), expected)
     widths = widths_of_forward_passes(tiny)
-    play(TransformersEngine(tiny.policy, tiny.facts, max_batch_tokens=room).stream(SAMPLED), found)
+    play(TransformersEngine(tiny.policy, tiny.facts, max_batch_tokens=room).stream(SAMPLED), found, room)
     for one, other in zip(found, expected, strict=True):
         for (_, ours), (_, theirs) in zip(one.turns, other.turns, strict=True):
             assert ours.token_ids.tolist() == theirs.token_ids.tolist()
@@ -152,6 +165,25 @@ def drain(stream: ContinuousStream) -> Sample:
         answers += stream.poll(0)
     (answer,) = answers
     return answer.sample
+
+
+def test_the_oldest_turns_are_forgotten_first() -> None:
+    pasts = KeptPasts()
+    for key in range(4):
+        pasts.put(key, Past(token_ids=np.zeros(10, np.int64), image_keys=(), keys=[], values=[]))
+    pasts.put(0, Past(token_ids=np.zeros(20, np.int64), image_keys=(), keys=[], values=[]))  # it has gone on
+    pasts.shrink(35)
+    assert [pasts.take(key) is not None for key in range(4)] == [True, False, False, True]
+
+
+def test_a_trajectory_that_is_over_is_forgotten(load_tiny) -> None:
+    tiny = load_tiny(Family.QWEN3)
+    stream = TransformersEngine(tiny.policy, tiny.facts).stream(SAMPLED)
+    stream.add(7, replace(tiny.request("hi", n=1), may_go_on=True), max_new_tokens=4, seed=0)
+    drain(stream)
+    assert num_held(stream)[1] > 0
+    stream.forget(7)
+    assert num_held(stream)[1] == 0
 
 
 def test_a_closed_stream_holds_nothing(load_tiny) -> None:
