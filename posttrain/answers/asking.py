@@ -180,4 +180,12 @@ class Asking:
             reward_sum=sum(value for value, _ in rewards),
             reward_sum_kept=sum(kept),
             chars_kept=sum(len(answer.text) for answer, fate in zip(said, fates, strict=True) if fate is Fate.KEPT),
+            first_cut=_first_error(said, fates, Fate.CUT_SHORT),
+            first_break=_first_error(said, fates, Fate.BROKEN),
         )
+
+
+def _first_error(said: Sequence[Answer], fates: Sequence[Fate], fate: Fate) -> str:
+    """What the first episode of that fate says of its end; empty where there is none."""
+    errors = (answer.episode.error for answer, its in zip(said, fates, strict=True) if its is fate and answer.episode)
+    return next(errors, "")

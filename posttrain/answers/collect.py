@@ -1,5 +1,6 @@
 """Response distillation: asks teachers, filters what they say, and writes a data set with its manifest."""
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ from posttrain.progress import StepProgress
 from posttrain.records import Example
 from posttrain.rewards import RewardTable
 from posttrain.runs import read_json, write_json
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,9 @@ def collect(
 
     Raises ConfigError where the folder holds answers to other settings, or a reward returns what is no score;
     TeacherError or EngineError where a teacher fails; DataError where a row cannot be used, a reward fails for a whole
-    batch, or nothing was kept; CheckpointError where the disk is full; Interrupted after Ctrl-C. All of them keep the
-    finished batches, and a reward that was put right under its name and options scores those that are left.
+    batch, all episodes of the first one break down, or nothing was kept; CheckpointError where the disk is full;
+    Interrupted after Ctrl-C. All of them keep the finished batches, and a reward that was put right under its name and
+    options scores those that are left.
     """
     if settings.min_reward is not None and rewards is None:
         raise ConfigError(f"{title}: min_reward {settings.min_reward:g} needs rewards; add them, or leave it out")
@@ -148,8 +152,9 @@ class _Work:
             with StepProgress(self.title, len(mine), len(mine) - len(todo), self.quiet) as progress:
                 for index in todo:
                     rows, tallies = self.asking.batch(index, self._examples(index))
-                    self.journal.append(index, rows, tallies)
                     so_far += total(tallies.values())
+                    _look_for_broken(total(tallies.values()), so_far)
+                    self.journal.append(index, rows, tallies)
                     progress.advance(_shown(so_far))
         except (TeacherError, EngineError, ConfigError, DataError) as error:
             raise type(error)(f"{error}; {self._kept()}") from error
@@ -165,6 +170,16 @@ class _Work:
         done = total(self.journal.tallies.values()).prompts
         kept = f"what {done} of {len(self.picks)} prompts gave is kept" if done else "no batch was finished yet"
         return f"{kept}: run the same command to go on"
+
+
+def _look_for_broken(batch: Tally, so_far: Tally) -> None:
+    """Raises DataError where no episode has run yet: the same would become of all the others."""
+    if so_far.answers and so_far.broken == so_far.answers:
+        raise DataError(f"all {so_far.broken} episodes of this batch broke down; the first: {so_far.first_break}")
+    if batch.broken:
+        _log.warning(
+            "%d of %d episodes of a batch broke down; the first: %s", batch.broken, batch.answers, batch.first_break
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

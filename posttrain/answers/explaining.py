@@ -12,9 +12,14 @@ def why_nothing_was_kept(counts: Tally, settings: CollectSettings) -> str:
             f"none of the {counts.prompts} prompts was asked, all being too long for the teacher; raise its max_length "
             "or give shorter prompts"
         )
-    reasons = ", ".join(f"{number:,} {_SAID[fate]}" for fate, number in counts.reasons.items())
+    firsts = {Fate.CUT_SHORT: f" (the first {counts.first_cut})", Fate.BROKEN: f" (the first: {counts.first_break})"}
+    reasons = ", ".join(f"{number:,} {_SAID[fate]}{firsts.get(fate, '')}" for fate, number in counts.reasons.items())
     advice = {
         Fate.UNFINISHED: f"raise max_new_tokens, now {settings.max_new_tokens}",
+        Fate.CUT_SHORT: (
+            "raise that limit: max_turns or max_images in the recipe's 'environments', or the stage's max_length"
+        ),
+        Fate.BROKEN: "put the environment right",
         Fate.EMPTY: "look at the teacher's chat template and its thinking",
         Fate.MARKUP: "take a teacher that was trained on its chat template",
         Fate.THOUGHTS: f"set thinking, now '{settings.thinking}', to what the teacher's template can do",
@@ -29,6 +34,8 @@ def why_nothing_was_kept(counts: Tally, settings: CollectSettings) -> str:
 
 _SAID = {
     Fate.UNFINISHED: "were cut off by the token limit",
+    Fate.CUT_SHORT: "were cut short by a limit of their episode",
+    Fate.BROKEN: "broke down",
     Fate.EMPTY: "were empty",
     Fate.MARKUP: "held special tokens",
     Fate.THOUGHTS: "did not think as they were asked to",

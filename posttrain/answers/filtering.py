@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from posttrain.data.marks import IMAGE_MARK, RESERVED, VIDEO_MARK
+from posttrain.records import Status, Trajectory
 from posttrain.rewards import Score
 from posttrain.teachers.answer import Answer
 
 _OPEN, _CLOSE = "<think>", "</think>"
+_TOKEN_LIMIT = "the policy's turn met the limit of tokens"
+"""As an `Episode` says it."""
 TOLERANCE = 1e-9
 """Weighted sums round: 0.7 + 0.2 + 0.1 is less than 1, and a perfect answer must reach a min_reward of 1."""
 
@@ -20,6 +23,10 @@ class Fate(StrEnum):
     KEPT = "kept"
     UNFINISHED = "unfinished"
     """The token limit cut it off."""
+    CUT_SHORT = "cut_short"
+    """Another limit of its episode cut it short: turns, images, or the length of all that was read and said."""
+    BROKEN = "broken"
+    """Its environment failed, or the program that played in it."""
     EMPTY = "empty"
     """It says nothing, or nothing after its thoughts."""
     MARKUP = "markup"
@@ -87,11 +94,17 @@ def faults(answers: Sequence[Answer], *, thinking: bool | None = None) -> list[F
 
 def _fault(answer: Answer, thinking: bool | None) -> Fate | None:
     if not answer.finished:
-        return Fate.UNFINISHED
+        return _unfinished(answer.episode)
     if answer.episode is None:
         return _text_fault(answer.text, thinking)
     faults = (_text_fault(turn.text, thinking) for turn in answer.episode.turns)
     return next((fault for fault in faults if fault is not None), None)
+
+
+def _unfinished(episode: Trajectory | None) -> Fate:
+    if episode is None or episode.error == _TOKEN_LIMIT:
+        return Fate.UNFINISHED
+    return Fate.BROKEN if episode.status is Status.ERROR else Fate.CUT_SHORT
 
 
 def _text_fault(text: str, thinking: bool | None) -> Fate | None:

@@ -1,24 +1,24 @@
 """A scripted solver as a source of answers: it plays each example in its environment, message by message."""
 
-import asyncio
 import hashlib
-import inspect
 import random
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from posttrain.answers.solvers import Solver
-from posttrain.environments import Done, Environment, parse_reply
-from posttrain.errors import DataError, TeacherError
-from posttrain.records import Example, Status, Trajectory, Turn
-from posttrain.rollout.engine import Sampling
+from posttrain.answers.timed import EpisodeBroken, TimedEnvironment
+from posttrain.data import RenderedPrompt
+from posttrain.environments import Done, Observation, parse_reply
+from posttrain.errors import DataError, PosttrainError, TeacherError
+from posttrain.records import Example, Status, Turn
+from posttrain.rollout.engine import Sample, Sampling
+from posttrain.rollout.episode import Episode
 from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.teachers.answer import Answer
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class SolverAnswers:
     ) -> list[list[Answer]]:
         """As an `AnswerSource`; `thinking` and all of the sampling but its seed mean nothing to a program.
 
-        Raises DataError for an example of a task without an environment, and where the solver cannot use the row.
+        Raises DataError for an example of a task without an environment, and where the solver cannot use the row;
+        TeacherError where it returns no text. Whatever else goes wrong ends that episode, with Status.ERROR.
         """
         return [[self._play(example, number, sampling.seed) for number in range(n)] for example in examples]
 
@@ -48,49 +49,51 @@ class SolverAnswers:
             )
         digest = hashlib.blake2b(f"{seed}/{example.id}/{number}".encode(), digest_size=8).digest()
         draw = random.Random(int.from_bytes(digest, "big"))
-        environment = task.make()
+        said: list[str] = []
+        episode = Episode(example, lambda _: said[-1], limits=task.limits)  # a program says texts, not tokens
+        environment = TimedEnvironment(task.make(), task.timeout_s)
         try:
-            episode = self._episode(example, environment, draw, task.limits.max_turns)
+            opening = environment.start(example)
+            episode.begin(_shown(opening.images), opening)
+            while not episode.has_ended:
+                said.append(self._turn(example, episode.trajectory().turns, draw))
+                episode.said(_SAID)
+                _step(episode, environment, said[-1])
+        except EpisodeBroken as error:
+            episode.failed(str(error))
         finally:
-            _given(environment.close())
-        return Answer(text=episode.text, finished=episode.status is Status.FINISHED, episode=episode)
+            environment.close()
+        played = episode.trajectory()
+        return Answer(text=played.text, finished=played.status is Status.FINISHED, episode=played)
 
-    def _episode(self, example: Example, environment: Environment, draw: random.Random, max_turns: int) -> Trajectory:
-        opening = _given(environment.start(example))
-        turns: list[Turn] = []
-        status = Status.TRUNCATED
-        while len(turns) < max_turns:
+    def _turn(self, example: Example, turns: Sequence[Turn], draw: random.Random) -> str:
+        try:
             text = self.solver(example, turns, draw)
-            if not isinstance(text, str):
-                raise TeacherError(f"solver '{self.name}' returned {type(text).__name__} for {example.id}, wanted text")
-            turn = Turn(start=0, end=0, text=text)
-            answer = _given(environment.step(parse_reply(text)))
-            turns.append(replace(turn, calls=answer.calls))
-            if isinstance(answer, Done):
-                status = Status.FINISHED
-                break
-            turns[-1] = replace(turns[-1], observation=answer.messages, images=answer.images)
-        return Trajectory(
-            example=example,
-            token_ids=np.zeros(0, dtype=np.int64),
-            mask=np.zeros(0, dtype=np.bool_),
-            logprobs=np.zeros(0, dtype=np.float32),
-            prompt_length=0,
-            text="".join(turn.text for turn in turns),
-            status=status,
-            turns=tuple(turns),
-            opening=opening.messages,
-            opening_images=opening.images,
-            tools=opening.tools,
-        )
+        except PosttrainError:
+            raise
+        except Exception as error:  # one row that a user's program did not think of
+            raise EpisodeBroken(f"the solver failed: {type(error).__name__}: {error}") from error
+        if not isinstance(text, str):
+            raise TeacherError(f"solver '{self.name}' returned {type(text).__name__} for {example.id}, wanted text")
+        return text
 
 
-def _given(value: "T | Awaitable[T]") -> T:
-    """The value itself, or what the coroutine returns."""
-    if not inspect.isawaitable(value):
-        return value
+def _step(episode: Episode, environment: TimedEnvironment, text: str) -> None:
+    began = time.perf_counter()
+    answer = environment.step(parse_reply(text))
+    seconds = time.perf_counter() - began
+    match answer:
+        case Done():
+            episode.done(answer, seconds, environment.score())
+        case Observation():
+            num_shown = sum(len(turn.images) for turn in episode.trajectory().turns)
+            fits = num_shown + len(answer.images) <= episode.limits.max_images
+            episode.observed(answer, _shown(answer.images) if fits else None, seconds)
 
-    async def wait() -> Any:
-        return await value
 
-    return asyncio.run(wait())
+_NOTHING = np.zeros(0, dtype=np.int64)
+_SAID = Sample(token_ids=_NOTHING, logprobs=np.zeros(0, dtype=np.float32), stop="end", weights_version=0)
+
+
+def _shown(images: tuple[Image.Image, ...]) -> RenderedPrompt:
+    return RenderedPrompt(token_ids=_NOTHING, images=(), pictures=images)

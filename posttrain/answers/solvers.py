@@ -37,7 +37,7 @@ class ZoomSolver:
         reference = example.reference
         if not _is_box(reference.get("bbox_2d")) or "answer" not in reference:
             raise DataError(f"{example.id}: the zoom solver needs 'bbox_2d' (four numbers) and 'answer' in its row")
-        if turns and not turns[-1].calls[0].error:
+        if turns and not any(call.error for call in turns[-1].calls):
             return self.answer.replace("{answer}", str(reference["answer"]))
         fails = not turns and draw.random() < self.fail_frac
         outward = (-self.loose_by, -self.loose_by, self.loose_by, self.loose_by)
@@ -46,7 +46,7 @@ class ZoomSolver:
             for side, by in zip(reference["bbox_2d"], outward, strict=True)
         ]
         label = str(reference.get("label") or "")
-        arguments = {"bbox_2d": box, "label": label, "img_idx": 1 if fails else 0}
+        arguments = {"bbox_2d": box, "label": label, "img_idx": len(example.images) if fails else 0}
         call = json.dumps({"name": "image_zoom_in_tool", "arguments": arguments})
         thought = f"<think>\n{self.thought}\n</think>\n\n" if self.thought else ""
         return f"{thought}<tool_call>\n{call}\n</tool_call>"

@@ -91,7 +91,7 @@ class EngineAnswers:
     def _answer(self, trajectory: Trajectory) -> Answer:
         """Thoughts that the generation prompt has opened are a part of the turn: a chat template renders them again."""
         finished = trajectory.status is Status.FINISHED
-        if not trajectory.turns:
+        if not trajectory.turns and trajectory.status is not Status.ERROR:
             return Answer(text=self._opened(trajectory, trajectory.prompt_length) + trajectory.text, finished=finished)
         turns = [replace(turn, text=self._opened(trajectory, turn.start) + turn.text) for turn in trajectory.turns]
         text = "".join(turn.text for turn in turns)

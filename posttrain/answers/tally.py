@@ -23,6 +23,8 @@ class Tally:
     answers: int = 0
     kept: int = 0
     unfinished: int = 0
+    cut_short: int = 0
+    broken: int = 0
     empty: int = 0
     markup: int = 0
     thoughts: int = 0
@@ -39,9 +41,16 @@ class Tally:
     """Over the scored ones."""
     reward_sum_kept: float = 0.0
     chars_kept: int = 0
+    first_cut: str = ""
+    """Which limit cut the first of the `cut_short` short."""
+    first_break: str = ""
+    """What broke the first of the `broken`."""
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Tally)})
+        counts = {
+            f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Tally) if f.name not in _FIRSTS
+        }
+        return Tally(**counts, **{name: getattr(self, name) or getattr(other, name) for name in _FIRSTS})
 
     def count(self, fate: Fate) -> int:
         return getattr(self, fate.value)
@@ -59,7 +68,7 @@ class Tally:
 
     def summary(self) -> dict[str, float | None]:
         """The counts, and the means that they give."""
-        counts = {name: value for name, value in asdict(self).items() if name not in _SUMMANDS}
+        counts = {name: value for name, value in asdict(self).items() if name not in _SUMMANDS + _FIRSTS}
         return {
             **counts,
             "pass_rate": self.pass_rate,
@@ -70,6 +79,7 @@ class Tally:
 
 
 _SUMMANDS = ("scored_kept", "reward_sum", "reward_sum_kept", "chars_kept")
+_FIRSTS = ("first_cut", "first_break")
 
 Group = tuple[str, str]
 """(task, thinking): thinking is "on", "off" or "template"."""
@@ -125,7 +135,7 @@ def tally_table(tallies: Tallies) -> Table:
     return table
 
 
-_TITLES = {Fate.BELOW: "below min", Fate.THOUGHTS: "wrong thoughts"}
+_TITLES = {Fate.CUT_SHORT: "cut short", Fate.BELOW: "below min", Fate.THOUGHTS: "wrong thoughts"}
 
 
 def _cell(tally: Tally, name: str) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
+from posttrain.environments.event_loops import EventLoops
 from posttrain.environments.tools import ToolError
 
 T = TypeVar("T")
 
-_PING_S = 1.0
+_loops = EventLoops("posttrain-tool-loop")
 
 
 class TimeUp(ToolError):
@@ -53,26 +54,3 @@ def _awaited_value(value: Any, ends: float, seconds: float) -> Any:
         pending.cancel()
         raise TimeUp(f"no answer within {seconds:.3g} s")
     return pending.result()
-
-
-class _Loops:
-    """The event loop for tools; a new one where a coroutine blocks it by work that never awaits."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or not self._answers(self._loop):
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="posttrain-tool-loop", daemon=True).start()
-            return self._loop
-
-    def _answers(self, loop: asyncio.AbstractEventLoop) -> bool:
-        pong = threading.Event()
-        loop.call_soon_threadsafe(pong.set)
-        return pong.wait(_PING_S)
-
-
-_loops = _Loops()

@@ -59,7 +59,22 @@ def _then(given: Any, render: Callable[[Any], Any]) -> Any:
 
 
 def closed(environment: Environment) -> Any:
+    """None, or a coroutine that closes it. A failure is only logged: the episode is over, and has its score."""
     try:
-        return environment.close()
-    except Exception as error:  # the episode is over, and has its score
-        _log.warning("an environment failed to close: %s: %s", type(error).__name__, error)
+        closing = environment.close()
+    except Exception as error:
+        return _log_failure(error)
+    if not inspect.isawaitable(closing):
+        return None
+
+    async def later() -> None:
+        try:
+            await closing
+        except Exception as error:
+            _log_failure(error)
+
+    return later()
+
+
+def _log_failure(error: Exception) -> None:
+    _log.warning("an environment failed to close: %s: %s", type(error).__name__, error)

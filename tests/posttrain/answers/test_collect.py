@@ -114,9 +114,10 @@ def test_the_manifest_counts_every_prompt_and_answer_by_reason_task_and_thinking
     run(tmp_path, tools.ScriptedTeacher(say), sources=sources, rewards=rewards, answers_per_prompt=5, min_reward=0.5)
     manifest = manifest_of(tmp_path)
     assert manifest["by_task"]["sums"] == {
-        "prompts": 4, "unreadable": 0, "without_answer": 0, "answers": 20, "kept": 4, "unfinished": 4, "empty": 0,
-        "markup": 0, "thoughts": 0, "duplicate": 4, "unscored": 4, "below_min_reward": 4, "surplus": 0, "scored": 8,
-        "judged": 8, "pass_rate": 0.5, "mean_reward": 0.5, "mean_reward_kept": 1.0, "mean_chars_kept": 8.0,
+        "prompts": 4, "unreadable": 0, "without_answer": 0, "answers": 20, "kept": 4, "unfinished": 4,
+        "cut_short": 0, "broken": 0, "empty": 0, "markup": 0, "thoughts": 0, "duplicate": 4, "unscored": 4,
+        "below_min_reward": 4, "surplus": 0, "scored": 8, "judged": 8, "pass_rate": 0.5,
+        "mean_reward": 0.5, "mean_reward_kept": 1.0, "mean_chars_kept": 8.0,
     }  # fmt: skip
     other = manifest["by_task"]["other"]
     assert (other["kept"], other["below_min_reward"], other["without_answer"], other["pass_rate"]) == (0, 6, 2, 0.0)

@@ -2,25 +2,41 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from PIL import Image
 from posttrain.model import Budget, TokenSequence
 from posttrain.rewards.table import make_table
 
-from posttrain.answers import CollectSettings, EngineAnswers, SolverAnswers, ZoomSolver, collect, make_solver
+from posttrain.answers import (
+    Answer,
+    CollectSettings,
+    EngineAnswers,
+    Fate,
+    SolverAnswers,
+    ZoomSolver,
+    collect,
+    faults,
+    make_solver,
+)
 from posttrain.build import make_environments
 from posttrain.config import EnvironmentSection, ModelSection
 from posttrain.data import Mixture, SceneSource, SceneSpec, SourceSpec, open_source
+from posttrain.environments import Opening
 from posttrain.errors import ConfigError, DataError, TeacherError
 from posttrain.loaded import load
 from posttrain.records import Example, Status, Turn
 from posttrain.rollout.engine import Sampling
+from posttrain.rollout.episode import Limits
 from posttrain.rollout.rolling import Rollouts
+from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.rollout.transformers_engine import TransformersEngine
 
-from .episodes import ScriptedStreams
+from .episodes import ScriptedEnvironment, ScriptedStreams, call
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +104,23 @@ def test_a_failed_call_is_read_and_mended_and_not_learnt(tmp_path: Path, worksho
     assert '"img_idx": 1' in loaded.tokenizer.decode(sequence.token_ids.tolist())
 
 
+def test_a_failing_call_fails_whatever_the_row_shows() -> None:
+    """The second of two images exists: a call that names it would teach the wrong crop."""
+    row = zooms()[0]
+    shown = ({"role": "user", "content": [{"type": "image"}, *row.messages[0]["content"]]},)
+    pair = replace(row, messages=shown, images=row.images * 2)
+    (((answer,),),) = (answers(played(ZoomSolver(fail_frac=1.0)), [pair]),)
+    failed, mended, _ = answer.episode.turns
+    assert failed.calls[0].arguments["img_idx"] == 2 and failed.calls[0].error and not failed.images
+    assert not mended.calls[0].error and mended.calls[0].arguments["img_idx"] == 0
+    assert answer.finished
+
+
+def test_the_zoom_solver_answers_where_an_environment_counts_no_calls() -> None:
+    seen = Turn(start=0, end=0, text="", observation=({"role": "user", "content": "a crop"},))
+    assert ZoomSolver()(zooms()[0], [seen], Random(0)) == zooms()[0].reference["answer"]
+
+
 def test_kept_episodes_train_the_very_tokens_that_a_rollout_of_the_same_words_has(
     tmp_path: Path, workshop: Any, loaded: Any
 ) -> None:
@@ -147,6 +180,53 @@ def test_a_teacher_plays_episodes_too(workshop: Any, loaded: Any) -> None:
     assert answer.finished and answer.episode is not None and [t.text for t in answer.episode.turns][1] == "7"
 
 
+@pytest.mark.parametrize(
+    ("said", "limits", "fate", "reason"),
+    [
+        (["hm ..."], {}, Fate.UNFINISHED, "the policy's turn met the limit of tokens"),
+        ([call()], {"max_turns": 2}, Fate.CUT_SHORT, "still called tools in turn 2, which is the last allowed"),
+        ([call()], {"max_images": 1}, Fate.CUT_SHORT, "asked for more than 1 images"),
+    ],
+)
+def test_a_teachers_episode_says_which_limit_cut_it_short(
+    workshop: Any, loaded: Any, said: list[str], limits: dict[str, int], fate: Fate, reason: str
+) -> None:
+    crop = Image.new("RGB", (64, 64))
+    task = TaskEnvironment(make=lambda: ScriptedEnvironment(answers=[crop]), limits=Limits(**limits))
+    (answer,) = taught(workshop, loaded, said, task)
+    assert answer.episode is not None and answer.episode.error == reason
+    assert faults([answer]) == [fate]
+
+
+@pytest.mark.parametrize("where", ["start", "step"])
+def test_a_teachers_episode_whose_environment_breaks_is_not_one_that_was_cut_off(
+    workshop: Any, loaded: Any, where: str
+) -> None:
+    def opening(example: Example) -> Opening:
+        raise RuntimeError("no simulator")
+
+    at_start = ScriptedEnvironment(opening=opening)
+    environment = at_start if where == "start" else ScriptedEnvironment(answers=[RuntimeError("no simulator")])
+    (answer,) = taught(workshop, loaded, [call()], TaskEnvironment(make=lambda: environment))
+    assert answer.episode is not None
+    assert answer.episode.error == "the environment failed: RuntimeError: no simulator"
+    assert faults([answer]) == [Fate.BROKEN]
+
+
+def taught(workshop: Any, loaded: Any, said: Sequence[str], task: TaskEnvironment) -> list[Answer]:
+    """What a teacher that says these turns makes of one row in that environment."""
+    teacher = EngineAnswers(
+        name="t",
+        identity="1",
+        engine=ScriptedStreams(loaded.tokenizer, {"digit": said}),  # type: ignore[arg-type]
+        renderers=dict.fromkeys((True, False, None), workshop.renderer(loaded)),
+        decode=loaded.decode,
+        environments={"zoom": task},
+    )
+    (said_to_one,) = teacher.answer([zooms()[0]], n=1, sampling=Sampling(max_new_tokens=99), thinking=None)
+    return said_to_one
+
+
 def test_equal_seeds_play_equal_episodes_and_others_do_not() -> None:
     def texts(seed: int) -> list[str]:
         said = answers(played(ZoomSolver(loose=0.5)), [zooms()[i] for i in range(6)], n=2, seed=seed)
@@ -159,7 +239,9 @@ def test_episodes_that_never_answer_are_not_kept(tmp_path: Path) -> None:
     def never(example: Example, turns: Sequence[Turn], draw: Any) -> str:
         return ZoomSolver()(example, [], draw)
 
-    with pytest.raises(DataError, match="none of 6 answers"):
+    with pytest.raises(
+        DataError, match=r"6 were cut short .* \(the first still called tools in turn 4, which.*max_turns"
+    ):
         kept(tmp_path, played(never))
 
 

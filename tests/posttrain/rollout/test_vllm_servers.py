@@ -21,7 +21,7 @@ from posttrain.model.loading import save_model
 from posttrain.errors import EngineError
 from posttrain.pipeline import run_recipe
 from posttrain.recipe import parse_recipe
-from posttrain.rollout.engine import Answer, Sampling, Stream
+from posttrain.rollout.engine import Answer, Capacity, Sampling, Stream
 from posttrain.rollout.server_engine import VllmServerEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -197,6 +197,7 @@ def test_banned_tokens_are_never_sampled_from_a_head_that_craves_them(connect, t
 
 def test_what_a_server_refuses_is_said(connect, tiny) -> None:
     engine = connect()
+    assert engine.capacity == Capacity(max_tokens=511, max_images=4)
     engine.update_weights(tiny.policy, 1)
     with pytest.raises(EngineError, match=r"At most 4 image"):
         engine.generate([tiny.request("Count.", [(32, 32)] * 5, n=1)], Sampling(max_new_tokens=2))

@@ -26,7 +26,10 @@ class NotingEngine:
         self.told: list[str] = []
         self.loaded: list[bytes] = []
         self.fails = False
-        self.model_config = SimpleNamespace(model="/m", max_model_len=64, logprobs_mode="processed_logprobs")
+        images = SimpleNamespace(get_limit_per_prompt={"image": 4}.__getitem__)
+        self.model_config = SimpleNamespace(
+            model="/m", max_model_len=64, logprobs_mode="processed_logprobs", multimodal_config=images
+        )
         self.vllm_config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"))
 
     async def get_weight_version(self) -> str:
@@ -80,7 +83,7 @@ def ask(engine: NotingEngine, monkeypatch: pytest.MonkeyPatch):
 
 def test_it_says_what_it_is(ask) -> None:
     status = ask("GET", PREFIX).json()
-    assert status["label"] == "default" and status["max_model_len"] == 64
+    assert status["label"] == "default" and status["max_model_len"] == 64 and status["max_images"] == 4
     assert status["process"] == ask("GET", PREFIX).json()["process"]
 
 
