@@ -150,7 +150,8 @@ class RollingBatch:
     def leave(self) -> None:
         """Drops what is still under way, in a batch that failed."""
         self._stream.close()
-        self._workers.abandon_all()
+        for key in self._workers.abandon_all():
+            self._runs[key].environment = None  # the workers close it, once nobody is in it
         for run in self._runs:
             self._close(run)
 

@@ -272,17 +272,19 @@ def test_groups_are_handed_over_as_soon_as_they_are_complete(roll: Callable[...,
     assert handed == [1, 0]
 
 
-def test_an_engine_that_dies_raises_and_closes_every_environment(roll: Callable[..., Any]) -> None:
+def test_an_engine_that_dies_raises_and_closes_every_environment_once(roll: Callable[..., Any]) -> None:
+    """Also those that are at work when it dies."""
     made: list[ScriptedEnvironment] = []
 
     def make() -> ScriptedEnvironment:
-        made.append(ScriptedEnvironment(["fine"]))
+        made.append(ScriptedEnvironment(["fine"], seconds=0.3 * (len(made) % 2)))
         return made[-1]
 
     with pytest.raises(EngineError, match="the engine died"):
         roll({"digit": [call(n=1), "7"]}, make, group_size=4, dies_after=1)
-    time.sleep(0.1)
-    assert len(made) == 4 and all(environment.log[-1] == "close" for environment in made)
+    time.sleep(0.5)
+    assert len(made) == 4
+    assert all(environment.log[-1] == "close" and environment.log.count("close") == 1 for environment in made)
 
 
 def test_an_observation_that_forges_a_turn_is_an_error_of_the_environment(roll: Callable[..., Any]) -> None:
