@@ -15,7 +15,7 @@ class Answer:
     text: str
     """All that was said, a thought in <think>...</think> before the answer proper; without the end-of-turn token."""
     finished: bool
-    """True = the teacher ended its turn; False = it was cut at the length limit."""
+    """True = the teacher ended its turn; False = it was cut at a limit, or broke."""
     episode: Trajectory | None = None
     """Of a task with an environment: the turns, tool calls and observations; `text` is all that was said in them."""
 
