@@ -8,11 +8,10 @@ from enum import StrEnum
 from posttrain.data.marks import IMAGE_MARK, RESERVED, VIDEO_MARK
 from posttrain.records import Status, Trajectory
 from posttrain.rewards import Score
+from posttrain.rollout.episode import TOKEN_LIMIT
 from posttrain.teachers.answer import Answer
 
 _OPEN, _CLOSE = "<think>", "</think>"
-_TOKEN_LIMIT = "the policy's turn met the limit of tokens"
-"""As an `Episode` says it."""
 TOLERANCE = 1e-9
 """Weighted sums round: 0.7 + 0.2 + 0.1 is less than 1, and a perfect answer must reach a min_reward of 1."""
 
@@ -102,7 +101,7 @@ def _fault(answer: Answer, thinking: bool | None) -> Fate | None:
 
 
 def _unfinished(episode: Trajectory | None) -> Fate:
-    if episode is None or episode.error == _TOKEN_LIMIT:
+    if episode is None or episode.error == TOKEN_LIMIT:
         return Fate.UNFINISHED
     return Fate.BROKEN if episode.status is Status.ERROR else Fate.CUT_SHORT
 

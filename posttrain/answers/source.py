@@ -82,8 +82,10 @@ class EngineAnswers:
             autocast=self.autocast,
             repeatable=self.repeatable,
         )
-        rolled = rollouts.roll(examples, group_size=n, sampling=sampling)
-        rollouts.close()
+        try:
+            rolled = rollouts.roll(examples, group_size=n, sampling=sampling)
+        finally:
+            rollouts.close()
         for error in rolled.too_long:
             _log.warning("not asked: %s", error)
         return [[self._answer(trajectory) for trajectory in group] for group in rolled.groups]

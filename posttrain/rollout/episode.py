@@ -11,6 +11,9 @@ from posttrain.records import Example, Status, Trajectory, Turn
 from posttrain.rewards import ToolCall
 from posttrain.rollout.engine import Request, Sample
 
+TOKEN_LIMIT = "the policy's turn met the limit of tokens"
+"""Why an episode was cut short within a turn."""
+
 Decode = Callable[[Sequence[int]], str]
 """Token ids -> text, markup included."""
 
@@ -100,7 +103,7 @@ class Episode:
         self._version = sample.weights_version
         self._turns.append(Turn(start=start, end=self.num_tokens, text=text))
         if not ended:
-            self._end(Status.TRUNCATED, "the policy's turn met the limit of tokens" if self._has_environment else "")
+            self._end(Status.TRUNCATED, TOKEN_LIMIT if self._has_environment else "")
         elif not self._has_environment:
             self._end(Status.FINISHED)
         return None if self.has_ended else text
