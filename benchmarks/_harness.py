@@ -39,6 +39,8 @@ class Timing:
     max_s: float
     cpu_s: float
     """Median of the processor time of all threads: unlike the others it leaves out waiting for a core."""
+    rounds_s: tuple[float, ...]
+    """Of each repeat, in order."""
 
     @classmethod
     def of(cls, seconds: Sequence[float], cpu_seconds: Sequence[float]) -> "Timing":
@@ -47,6 +49,7 @@ class Timing:
             min_s=min(seconds),
             max_s=max(seconds),
             cpu_s=statistics.median(cpu_seconds),
+            rounds_s=tuple(seconds),
         )
 
     def __str__(self) -> str:

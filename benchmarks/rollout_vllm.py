@@ -7,6 +7,7 @@ The gap is the largest difference to the trainer's log-probabilities, after an u
 of an episode of three turns with an image each.
 """
 
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def main() -> None:
         finally:
             bench.engine.close()
     show(
-        "vLLM in process, tokens/s (median; ratios to the bare LLM.generate of the same round)",
+        "vLLM in process, tokens/s (medians; ratios to the bare LLM.generate of the same round)",
         ["load", "bare", "generate", "stream", "generate / bare", "stream / bare"],
         [[c["load"], c["bare"], c["generate"], c["stream"], c["generate_ratio"], c["stream_ratio"]] for c in cells],
     )
@@ -102,7 +103,7 @@ class Bench:
 
     def measure(self, load: Load, repeats: int) -> dict[str, object]:
         requests = [self.request(load.samples) for _ in range(load.prompts)]
-        tokens = {}
+        tokens: dict[str, list[int]] = {"bare": [], "generate": [], "stream": []}
 
         def bare() -> None:
             settings = SamplingParams(
@@ -121,11 +122,11 @@ class Bench:
                 for request in requests
             ]
             outputs = self.engine.llm.generate(prompts, settings, use_tqdm=False)
-            tokens["bare"] = sum(len(said.token_ids) for output in outputs for said in output.outputs)
+            tokens["bare"].append(sum(len(said.token_ids) for output in outputs for said in output.outputs))
 
         def generate() -> None:
             groups = self.engine.generate(requests, Sampling(max_new_tokens=load.new_tokens))
-            tokens["generate"] = sum(len(sample.token_ids) for group in groups for sample in group)
+            tokens["generate"].append(sum(len(sample.token_ids) for group in groups for sample in group))
 
         def stream() -> None:
             running, said = self.engine.stream(Sampling(max_new_tokens=load.new_tokens)), 0
@@ -133,25 +134,31 @@ class Bench:
                 running.add(key, request, max_new_tokens=load.new_tokens, seed=key)
             while running.num_running:
                 said += sum(len(answer.sample.token_ids) for answer in running.poll(POLL_S))
-            tokens["stream"] = said
+            tokens["stream"].append(said)
 
         sides: dict[str, Callable[[], None]] = {"bare": bare, "generate": generate, "stream": stream}
         for side in sides.values():
             self.forget()
             side()
         times = interleave(sides, repeats, before=lambda name: self.forget())
-        speed = {name: tokens[name] / times[name].median_s for name in sides}
-        best = {name: tokens[name] / times[name].min_s for name in sides}
-        cpu = {name: tokens[name] / times[name].cpu_s for name in sides}
+        speeds = {
+            name: [said / seconds for said, seconds in zip(tokens[name][1:], times[name].rounds_s, strict=True)]
+            for name in sides
+        }
+
+        def of_the_same_round(name: str) -> list[float]:
+            return [ours / bare for ours, bare in zip(speeds[name], speeds["bare"], strict=True)]
+
         return {
             "load": str(load),
-            **{name: round(value) for name, value in speed.items()},
-            "generate_ratio": round(speed["generate"] / speed["bare"], 3),
-            "stream_ratio": round(speed["stream"] / speed["bare"], 3),
-            "generate_ratio_of_minima": round(best["generate"] / best["bare"], 3),
-            "stream_ratio_of_minima": round(best["stream"] / best["bare"], 3),
-            "generate_cpu_ratio": round(cpu["generate"] / cpu["bare"], 3),
-            "stream_cpu_ratio": round(cpu["stream"] / cpu["bare"], 3),
+            **{name: round(statistics.median(speed)) for name, speed in speeds.items()},
+            **{
+                f"{name}_ratio": round(statistics.median(of_the_same_round(name)), 3) for name in ("generate", "stream")
+            },
+            **{
+                f"{name}_ratios": [round(r, 3) for r in sorted(of_the_same_round(name))]
+                for name in ("generate", "stream")
+            },
         }
 
     def forget(self) -> None:
