@@ -118,7 +118,9 @@ class Episode:
         if self.num_turns >= self.limits.max_turns:
             self._end(Status.TRUNCATED, f"still called tools in turn {self.num_turns}, which is the last allowed")
         elif shown is None:
-            self._end(Status.TRUNCATED, f"asked for more than {self._most_images} images")
+            most = self._most_images
+            engine = f"; the engine reads {self.max_images} in a prompt" if most < self.limits.max_images else ""
+            self._end(Status.TRUNCATED, f"asked for more than {most} images{engine}")
         elif self.num_tokens + len(shown.token_ids) > self.max_length:
             self._end(Status.TRUNCATED, f"has more than {self.max_length} tokens with this observation")
         else:

@@ -154,7 +154,10 @@ def test_limits_cut_an_episode_after_a_whole_turn_and_drop_the_observation_that_
 
 @pytest.mark.parametrize(
     ("capacity", "reason", "turns"),
-    [(Capacity(max_tokens=90), "more than 90 tokens", 2), (Capacity(max_images=2), "more than 1 images", 2)],
+    [
+        (Capacity(max_tokens=90), "more than 90 tokens", 2),
+        (Capacity(max_images=2), "more than 1 images; the engine reads 2", 2),
+    ],
 )
 def test_what_outgrows_the_engine_is_cut_short_and_the_batch_goes_on(
     capacity: Capacity, reason: str, turns: int, roll: Callable[..., Any]
