@@ -70,9 +70,10 @@ def try_rewards(
     for number, (name, _, _) in enumerate(given, start=1):
         if not table.serves(name):
             raise DataError(
-                f"completion {number} of {file} is of task '{name}', which has no rewards; rewards are given for: "
+                f"completion {number} of {file} is of task {name!r}, which has no rewards; rewards are given for: "
                 f"{', '.join(table.tasks)} (--task names the task of rows that name none)"
             )
+    _warm_up(table, given)
     seconds: dict[str, float] = defaultdict(float)
 
     def timed(name: str, spent: float) -> None:
@@ -109,6 +110,37 @@ def _table(reward: str, recipe: str) -> "RewardTable":
     return make_rewards(sections)
 
 
+def _warm_up(table: "RewardTable", given: "Sequence[CompletionRow]") -> None:
+    """Scores a row for each worker, so that what is timed after it is verdicts, and not processes that start.
+
+    Only what costs nothing and does nothing outside is asked twice: no judge, no program, no code of the user's.
+    """
+    from posttrain.rewards import (
+        CodeReward,
+        FunctionReward,
+        JudgeReward,
+        RuleThenJudge,
+        TaskRewards,
+        WeightedReward,
+        shared_pool,
+    )
+
+    asked_once = (CodeReward, FunctionReward, JudgeReward, RuleThenJudge)
+    rows: dict[str, list[CompletionRow]] = defaultdict(list)
+    for row in given:
+        if len(rows[row[0]]) < shared_pool().num_workers:
+            rows[row[0]].append(row)
+    for task, first in rows.items():
+        rewards = [weighted.reward for weighted in table.rewards_for(task).rewards]
+        own = [
+            WeightedReward(reward, name=str(place))
+            for place, reward in enumerate(rewards)
+            if type(reward).__module__.startswith("posttrain.rewards.") and not isinstance(reward, asked_once)
+        ]
+        if own:
+            TaskRewards(tuple(own)).score_batch([row[1] for row in first], [row[2] for row in first])
+
+
 def _verdicts(given: "Sequence[CompletionRow]", scores: "Sequence[Score]", names: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("row", justify="right")
@@ -126,11 +158,11 @@ def _verdicts(given: "Sequence[CompletionRow]", scores: "Sequence[Score]", names
         remarks += [("error: " if score.error else "") + score.reason] if score.reason else []
         table.add_row(
             str(number),
-            *([escape(task)] if several_tasks else []),
-            escape(" ".join(completion.text[-200:].split())),  # answers stand at the end
+            *([_shown(task)] if several_tasks else []),
+            _shown(" ".join(completion.text[-200:].split())),  # answers stand at the end
             _number(score.value),
             *(_number(score.parts.get(name)) for name in names),
-            escape("; ".join(remarks)),
+            _shown("; ".join(remarks)),
         )
     return table
 
@@ -156,6 +188,11 @@ def _summary(
     total = f"{1000 * sum(seconds.values()) / len(scores):.2f}"
     shown.add_row("score", *_spread(values), str(len(values)), str(len(scores) - len(values)), str(errors), total)
     return shown
+
+
+def _shown(text: str) -> str:
+    r"""The text as a cell; half of a surrogate pair, which no terminal can be sent, as `\ud800`."""
+    return escape(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _spread(values: Sequence[float]) -> tuple[str, str, str]:

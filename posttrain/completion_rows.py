@@ -58,6 +58,8 @@ def _row(line: str, where: str, folder: Path, task: str) -> CompletionRow:
     if not isinstance(row, dict):
         raise DataError(f"{where} must be a JSON object, got {line:.60}")
     key = next((key for key in TEXT_KEYS if row.get(key) is not None), None)
+    if key is None and (empty := next((key for key in TEXT_KEYS if key in row), None)):
+        raise DataError(f"the '{empty}' of {where} is null; write what was said, \"\" where nothing was")
     if key is None:
         raise DataError(f"{where} has no {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}; it holds: {', '.join(row)}")
     nested = row.get("reference")

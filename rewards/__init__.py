@@ -47,10 +47,12 @@ from .score import (
     ToolCall,
     WholeTextReward,
 )
-from .table import RewardTable, TaskRewards, WeightedReward, make_table, weighted_reward
+from .table import RewardTable, make_table
+from .task_rewards import TaskRewards
 from .text_similarity import TextSimilarity
 from .tool_call_format import ToolCallFormat
 from .tool_count import ToolCount
+from .weighted import WeightedReward, weighted_reward
 from .workers import WorkerError, WorkerPool, shared_pool
 
 __all__ = [

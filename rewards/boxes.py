@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .literals import MAX_LITERAL_CHARS, answer_literal, finite_numbers
+from .literals import MAX_LITERAL_CHARS, answer_items, finite_numbers
 
 if TYPE_CHECKING:  # numpy loads for a tenth of a second; most runs have no boxes
     import numpy as np
@@ -92,18 +92,17 @@ def label_matrix(first: Sequence[str], second: Sequence[str], *, wild: bool) -> 
 
 
 def parse_boxes(text: str, *, max_boxes: int = MAX_BOXES, max_chars: int = MAX_LITERAL_CHARS) -> list[Box] | None:
-    """The boxes of an answer: `[]` where it says that there are none, None where it cannot be read.
+    r"""The boxes of an answer: `[]` where it says that there are none, None where it cannot be read.
 
-    Read is the last balanced `[...]` or `{...}` of the last ```json fence, else of the last `<answer>`, else of the
-    text; never the thoughts. It is a list of `{"bbox_2d": [x1, y1, x2, y2], "label": "..."}` or of bare coordinates, or
-    one of either, in JSON or as a Python literal. One malformed, infinite or NaN box spoils the answer.
+    Read is the last `[...]` or `{...}` with boxes in the last `<answer>`, else in what follows the thoughts; there in
+    the last `\boxed{...}`, else in the last code fence, else anywhere (`items_in`). It is a list of
+    `{"bbox_2d": [x1, y1, x2, y2], "label": "..."}` or of bare coordinates, or one of either, in JSON or as a Python
+    literal. One malformed, infinite or NaN box spoils the answer.
     """
-    value = answer_literal(text, max_chars=max_chars)
-    if isinstance(value, dict) or finite_numbers(value, 4):
-        value = [value]
-    if not isinstance(value, list) or len(value) > max_boxes:
+    items = answer_items(text, "bbox_2d", 4, max_chars=max_chars)
+    if items is None or len(items) > max_boxes:
         return None
-    boxes = [_to_box(item) for item in value]
+    boxes = [_to_box(item) for item in items]
     found = [box for box in boxes if box is not None]
     return found if len(found) == len(boxes) else None
 

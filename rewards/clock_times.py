@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from .numerals import HAN_DIGITS, NUMBER_WORDS, TENS_WORDS
+from .number_words import HAN_DIGITS, NUMBER_WORDS, TENS_WORDS
 
 MAX_CHARS = 1000
 """A longer text states no time."""

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from .batching import BatchReward
 from .code_tests import FunctionTests, ProgramTests, reference_tests
-from .extraction import strip_thinking
+from .extraction import last_tagged, strip_thinking
 from .references import reference_text
 from .registry import register
 from .sandbox.launch import LAYERS, Limits, SandboxError, layers_in_force, run_program, run_tests
@@ -161,9 +161,16 @@ class CodeReward(BatchReward):
 def last_program(text: str) -> str | None:
     """What stands in the last closed code block that is Python or marked as nothing; None where there is none.
 
-    Thoughts are not looked at. A block in another language is no program: it shows output, or a command.
+    The block is looked for in the last `<answer>`, and where that holds none, in all that follows the thoughts. A block
+    in another language is no program: it shows output, or a command.
     """
     spoken = strip_thinking(text) or ""
+    tagged = last_tagged(spoken)
+    found = None if tagged is None else _last_block(tagged)
+    return _last_block(spoken) if found is None else found
+
+
+def _last_block(spoken: str) -> str | None:
     found, opening = None, None
     for fence in _FENCE.finditer(spoken):
         if opening is None:

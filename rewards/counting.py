@@ -1,5 +1,6 @@
 """The `count` reward: is the answer the right whole number of things, or near it?"""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,24 @@ from .references import reference_text
 from .registry import register
 from .score import BadReferenceError, Completion, Score
 
+_NONE_THERE = re.compile(
+    r"there (?:is|are|were|was) no(?:t any)? [a-z]+(?:[ -][a-z]+){0,3}?"
+    r"(?: (?:in|on|at|inside|visible|shown|here|there|present)\b[a-z ]*)?"
+)
+_SAYS_MORE = re.compile(
+    r"\b(?:more|fewer|less|other|longer|than|but|except|besides|only|just|and|or|way|ways|idea|need|reason|doubt|chance"
+    r"|point|limit|sign|telling|answer|answers|information|evidence|enough|clear|exact|certain|sure|number|count)\b"
+)
+"""After "there is no": words with which it says something else than how many there are."""
+
 
 @register("count")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountReward:
     r"""1 for the reference's count, else 0, or with `partial` less the further away the answer is.
 
-    Counts are whole and not below 0, in digits or in words: `3`, `three cups`, `三只`, and `none` for 0. The answer is
-    found as `number` finds it; several counts and hedges are no answer.
+    Counts are whole and not below 0, in digits or in words: `3`, `three cups`, `三只`; 0 is also `none` and `There are
+    no cups`. The answer is found as `number` finds it; several counts and hedges are no answer.
     """
 
     answer_key: str = "answer"
@@ -51,7 +62,8 @@ class CountReward:
 
 def stated_count(answer: str) -> int | None:
     """The one whole number of at least 0 that the answer states; None without one."""
-    if answer.strip(" .*_").casefold() in ("none", "没有", "無", "无"):
+    plain = answer.strip(" .*_").casefold()
+    if plain in ("none", "没有", "無", "无") or (_NONE_THERE.fullmatch(plain) and not _SAYS_MORE.search(plain)):
         return 0
     number = stated_number(answer)
     return int(number) if number is not None and number >= 0 and number.denominator == 1 else None

@@ -27,6 +27,8 @@ def compare(gold: str, given: str) -> Literal["equal", "different", "unreadable 
     if not wanted:
         return "unreadable gold"
     got = _expressions(given)
+    if "=" in given and _contradicts_itself(given):
+        return "different"
     if "%" not in gold + given and _surely_different(wanted, got):
         return "different"
     # an inequality may stand for its interval, as an interval always may for an inequality
@@ -50,6 +52,19 @@ def _surely_different(wanted: list[Any], got: list[Any]) -> bool:
     if first is None or second is None:
         return False
     return abs(first - second) > 1e-4 * (1 + abs(first) + abs(second))
+
+
+def _contradicts_itself(answer: str) -> bool:
+    """Whether one side of `15 = 12` is another number than the last one, by more than they are rounded."""
+    sides = answer.split("=")
+    if any(mark in answer for mark in "<>,") or not all(map(str.strip, sides)):
+        return False
+    found = [_expressions(side) for side in sides]
+    values = [_value(side[0], {}) if side and isinstance(side[0], Expr) else None for side in found]
+    last = values[-1]
+    if last is None:
+        return False
+    return any(value is not None and abs(value - last) > 0.01 * max(abs(value), abs(last)) for value in values)
 
 
 def _value(expression: Expr, point: dict[str, float]) -> float | None:

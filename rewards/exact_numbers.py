@@ -25,6 +25,9 @@ _MIXED = re.compile(rf"([+-]?)\s*(\d+)\s*({_LATEX_FRACTION}|(?<=\s)\d+/\d+)")
 _INTEGER = re.compile(r"-?\d+")
 _PERCENT = re.compile(r"(.*[^\s\\])\s*(?:\\?%|\bper ?cent|\\text\{\s*per ?cent\s*\})", re.DOTALL)
 
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\}|\\[,!]|\\;)\d{3})+(?:\.\d*)?")
+_GROUP_MARK = re.compile(r",|\{,\}|\\[,!;]")
+
 
 def exact_number(answer: str) -> Fraction | None:
     r"""The number that the whole text writes (`2.50`, `1e3`, `3/4`, `\frac12`, `1 1/2`, `1.2\times10^5`), or None."""
@@ -42,6 +45,11 @@ def exact_number(answer: str) -> Fraction | None:
         whole = None if part is None or part < 0 else int(match[2]) + part
         return -whole if whole is not None and match[1] == "-" else whole
     return None
+
+
+def ungrouped(answer: str) -> str:
+    r"""The answer without thousands separators, where all of it is one number: in `(1,234)` the comma may separate."""
+    return _GROUP_MARK.sub("", answer) if _GROUPED.fullmatch(answer) else answer
 
 
 def same_number(first: str, second: str) -> bool | None:

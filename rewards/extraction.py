@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from .answer_lines import announced_answer
+
 Extraction = Literal["marked", "tagged", "last_boxed", "last_line", "after_think", "whole"]
 """What counts as a task's answer; `EXTRACTIONS` says how each is found."""
 
@@ -19,21 +21,15 @@ MAX_LONG_ANSWER_CHARS = 100_000
 MAX_BARE_CHARS = 100
 """A whole response of one line up to this long counts as an answer without any mark."""
 
-_BOX = re.compile(r"\\boxed\s*\{")
+_BOX = re.compile(r"\\boxed\s*(?:\{|(?P<bare>[+-]?\d++(?:[.,/]\d++)*+))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_ANSWER_LINE = re.compile(
-    r"\banswer\b[*_]{0,3}\s*(?:is\b\s*[:：]?|[:：=])"
-    r"|(?:答案|(?:正确|正確)的?(?:选项|選項))[*_]{0,3}\s*(?:应该?|應該?)?(?:(?:选择?|選擇?|是|为|為)\s*[:：]?|[:：=])"
-    r"|(?:故|因此|所以|综上|綜上)[,，]?\s*(?:应该?|應該?|本题|本題)?(?:选择?|選擇?)[:：]?",
-    re.IGNORECASE,
-)
 
 
 def extract_answer(text: str, *, max_chars: int = MAX_ANSWER_CHARS) -> str | None:
     r"""The final answer, stripped; None where there is none or it is empty or longer than `max_chars`.
 
     Thoughts never count. In what follows them, the first of these that occurs: the last `<answer>...</answer>`, the
-    last `\boxed{...}`, the rest of the line after the last `####`, after the last "answer is" or "Answer:", the whole
+    last `\boxed{...}`, what the last `####`, "answer is", "Answer:" or heading "Final Answer" announces, the whole
     text if it is one short line. A `\boxed{...}` inside the tag is opened too, unless there are several different ones
     in it: two answers are not one.
     """
@@ -102,13 +98,17 @@ def last_boxed(text: str) -> str | None:
 
 
 def all_boxed(text: str) -> list[str]:
-    r"""The contents of every outermost balanced `\boxed{...}`, in order."""
+    r"""The contents of every outermost balanced `\boxed{...}`, and of `\boxed 7`, in order."""
     contents: list[str] = []
     if "\\boxed" not in text:
         return contents
     closing = _closing_braces(text)
     position = 0
     while match := _BOX.search(text, position):
+        if match["bare"]:
+            contents.append(match["bare"])
+            position = match.end()
+            continue
         brace = match.end() - 1
         end = closing.get(brace)
         if end is not None:
@@ -126,14 +126,7 @@ def _marked_answer(spoken: str) -> str | None:
         return boxes[-1]
     if tagged is not None:
         return tagged
-    if "####" in spoken:
-        return _first_line(spoken.rpartition("####")[2])
-    end = max((match.end() for match in _ANSWER_LINE.finditer(spoken)), default=None)
-    return None if end is None else _first_line(spoken[end:]).strip(" *_").removesuffix(".").removesuffix("。")
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]
+    return announced_answer(spoken)
 
 
 def _closing_braces(text: str) -> dict[int, int]:

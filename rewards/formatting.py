@@ -18,8 +18,9 @@ from .workers import WorkerError, shared_pool
 class FormatReward(BatchReward):
     r"""1 where the whole response has the layout, else 0.
 
-    Layouts by name: `think_answer` (`<think>...</think><answer>...</answer>` and nothing else, each tag once), `boxed`
-    (one non-empty `\boxed{...}` after the thoughts), `json` (after the thoughts one JSON object or list, bare or in a
+    Layouts by name: `think_answer` (`<think>...</think><answer>...</answer>` and nothing else, each tag once, neither
+    empty; the first tag may be missing, since many chat templates open the thought in the prompt), `boxed` (one
+    non-empty `\boxed{...}` after the thoughts), `json` (after the thoughts one JSON object or list, bare or in a
     ```json fence). Anything else is a regular expression that must match the whole response, with `.` matching
     newlines; it runs in a worker process under a deadline, since a careless one can backtrack for ever.
     """
@@ -66,14 +67,14 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def _is_think_answer(text: str) -> bool:
-    tags = ("<think>", "</think>", "<answer>", "</answer>")
-    text = text.strip()
-    if any(text.count(tag) != 1 for tag in tags):
+    text = text.strip().removeprefix("<think>")
+    if "<think>" in text or any(text.count(tag) != 1 for tag in ("</think>", "<answer>", "</answer>")):
         return False
-    thought, closed, rest = text.removeprefix("<think>").partition("</think>")
+    thought, _, rest = text.partition("</think>")
     rest = rest.strip()
-    in_order = text.startswith("<think>") and closed and rest.startswith("<answer>") and rest.endswith("</answer>")
-    return bool(in_order) and "<answer>" not in thought
+    if not (rest.startswith("<answer>") and rest.endswith("</answer>")):
+        return False
+    return bool(thought.strip() and rest[len("<answer>") : -len("</answer>")].strip())
 
 
 def _is_boxed(text: str) -> bool:

@@ -19,7 +19,7 @@ class FunctionReward(BatchReward):
     or remarks where it is no number), and `final_answers` as the task's extraction finds them. A function without
     `**kwargs` gets only what it names. It may be async: it is awaited in an event loop of its own, from any thread.
     None and NaN mean unscored; an infinite number is unscored as an error. Raises `BadRewardError` for an answer of
-    another length or kind.
+    another length or kind, and for a function that wants TRL's `environments`.
     """
 
     reads_whole_text: ClassVar[bool] = True
@@ -63,6 +63,11 @@ class FunctionReward(BatchReward):
         offered |= {"log_metric": logged.metric, "log_extra": logged.extra}
         parameters = inspect.signature(self.function).parameters.values()
         for parameter in parameters:
+            if parameter.name == "environments" and parameter.name not in offered:  # its default would hide the lack
+                raise self._wrong(
+                    "wants 'environments', the objects that TRL gives; here it sees what was said and shown: let the "
+                    "object's get_reward return what it read there, which the reward 'environment_score' pays"
+                )
             required = parameter.default is parameter.empty and parameter.kind in (
                 parameter.POSITIONAL_OR_KEYWORD,
                 parameter.KEYWORD_ONLY,

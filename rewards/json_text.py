@@ -29,11 +29,12 @@ class JSONAnswerError(ValueError):
     """An answer without JSON that can be accepted; says why."""
 
 
-def answer_json(text: str, *, alone: bool = False) -> str:
+def answer_json(text: str, *, alone: bool = False, several: bool = True) -> str:
     """The text of the answer's JSON object or list, not yet parsed. Raises `JSONAnswerError` where there is none.
 
     After the thoughts, in the last `<answer>` if there is one: the last fence marked `json` or not marked at all, else
-    the last balanced `{...}` or `[...]`. With `alone`, nothing else may be said, but for the fence.
+    the last balanced `{...}` or `[...]`. With `alone`, nothing else may be said, but for the fence; without `several`,
+    no other JSON object or list may stand before the last one, nor in its fence.
     """
     spoken = strip_thinking(text)
     if spoken is None:
@@ -50,7 +51,12 @@ def answer_json(text: str, *, alone: bool = False) -> str:
         if not found.startswith(("{", "[")):
             raise JSONAnswerError("the answer is not one JSON object or list")
         return found
-    return _last_brackets(spoken[start:end])
+    found = _brackets(spoken[start:end])
+    if not found:
+        raise JSONAnswerError("the answer holds no balanced {...} or [...]")
+    if not several and any(map(_is_json, found[:-1])):
+        raise JSONAnswerError("the answer holds several JSON objects or lists")
+    return found[-1]
 
 
 def strict_json(text: str) -> Any:
@@ -92,8 +98,18 @@ def _fences(text: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _last_brackets(text: str) -> str:
-    found, start, in_string = None, 0, False
+def _is_json(text: str) -> bool:
+    try:
+        strict_json(text)
+    except JSONAnswerError:
+        return False
+    return True
+
+
+def _brackets(text: str) -> list[str]:
+    """Every outermost balanced `{...}` and `[...]`, in order."""
+    found: list[str] = []
+    start, in_string = 0, False
     stack: list[str] = []
     for match in _BRACKET.finditer(text):
         mark = match[0]
@@ -108,9 +124,7 @@ def _last_brackets(text: str) -> str:
             if stack.pop() != _PAIRS[mark]:
                 stack.clear()
             elif not stack:
-                found = text[start : match.end()]
-    if found is None:
-        raise JSONAnswerError("the answer holds no balanced {...} or [...]")
+                found.append(text[start : match.end()])
     return found
 
 

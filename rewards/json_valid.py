@@ -12,11 +12,12 @@ from .score import Completion, Score
 @register("json_valid")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JSONValid:
-    """1 where the answer is a JSON object or list, else 0. Says nothing about what it holds: `{}` passes.
+    """1 where the answer is one JSON object or list, else 0. Says nothing about what it holds: `{}` passes.
 
-    Read is the last fence marked `json` or not marked, else the last balanced `{...}` or `[...]`, of the last
-    `<answer>` or of what follows the thoughts. Refused are NaN and Infinity, numbers beyond a float, a key that occurs
-    twice in one object, nesting more than 64 deep, and more than 262,144 characters.
+    Read is the last fence marked `json` or not marked, else all that is said, of the last `<answer>` or of what follows
+    the thoughts; it holds one balanced `{...}` or `[...]` that is JSON, not several. Refused are NaN and Infinity,
+    numbers beyond a float, a key that occurs twice in one object, nesting more than 64 deep, and more than 262,144
+    characters.
     """
 
     reads_whole_text: ClassVar[bool] = True
@@ -27,7 +28,7 @@ class JSONValid:
 
     def __call__(self, completion: Completion, reference: Mapping[str, Any]) -> Score:
         try:
-            value = strict_json(answer_json(completion.response, alone=self.alone))
+            value = strict_json(answer_json(completion.response, alone=self.alone, several=False))
         except JSONAnswerError as error:
             return Score(value=0.0, reason=str(error))
         kind = "object" if isinstance(value, dict) else "list"

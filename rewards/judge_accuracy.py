@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .extraction import MAX_ANSWER_CHARS, extract_answer, whole_answer
+from .extraction import MAX_ANSWER_CHARS, extract_answer, last_tagged, strip_thinking, whole_answer
 from .judge_images import data_urls
 from .judge_prompts import ACCURACY, JudgeQuestion, context_of
 from .judge_quotes import quoted
@@ -24,8 +24,8 @@ class JudgeAccuracy(JudgeReward):
     """1 where a judge finds the final answer equal to the reference, else 0; unscored where the judge gives no verdict.
 
     The judge sees the question, the reference and the extracted answer, never the thoughts: a chain of reasoning argues
-    for its own answer. No answer, or one longer than `max_answer_chars`, is 0 and is not asked about, as in DeepEyes
-    (arXiv 2505.14362), whose policies learned to talk their judge round.
+    for its own answer. Prose that marks no answer is shown as it is. No answer, or one longer than `max_answer_chars`,
+    is 0 and is not asked about, as in DeepEyes (arXiv 2505.14362), whose policies learned to talk their judge round.
     """
 
     server: ServerOptions = field(default_factory=dict)
@@ -35,7 +35,8 @@ class JudgeAccuracy(JudgeReward):
     question_key: str = "question"
     """The reference field with the question; where it is missing, the last user turn is the question."""
     extract: Literal["final", "whole"] = "final"
-    """What is the answer: the last tag, box or answer line, or everything after the thoughts unless there is such."""
+    """final: the last tag, box, `####` or answer line; whole: the last tag or box. Where there is none, everything
+    after the thoughts is the answer."""
     max_answer_chars: int = MAX_ANSWER_CHARS
     """A longer answer is wrong."""
     images: bool = False
@@ -76,7 +77,13 @@ class JudgeAccuracy(JudgeReward):
         return Score(value=float(verdicts[0]["correct"]))
 
     def _answer(self, text: str) -> str | None:
-        if self.extract == "final":
-            return extract_answer(text, max_chars=self.max_answer_chars)
-        answer = (whole_answer(text) or "").strip()
-        return answer if 0 < len(answer) <= self.max_answer_chars else None
+        answer = extract_answer(text, max_chars=self.max_answer_chars) if self.extract == "final" else None
+        if answer is None and (self.extract == "whole" or _is_unmarked(text)):
+            answer = (whole_answer(text) or "").strip()
+        return answer if answer and len(answer) <= self.max_answer_chars else None
+
+
+def _is_unmarked(text: str) -> bool:
+    """Whether no tag or box was opened in which the answer stands, or should: an empty or unclosed one is none."""
+    spoken = strip_thinking(text)
+    return spoken is not None and last_tagged(spoken) is None and "<answer>" not in spoken and "\\boxed" not in spoken

@@ -1,4 +1,4 @@
-"""What a judge must say, and reading it strictly: one JSON object with the id that only this request named."""
+"""What a judge must say, and reading it strictly: a reply ends with one object that holds the id of this request."""
 
 import json
 from collections.abc import Mapping
@@ -78,38 +78,45 @@ class VerdictFormat:
         }
 
     def parse(self, reply: str, verdict_id: str) -> dict[str, Any]:
-        """The fields. Raises `NoVerdictError` for everything but the one object, in a code fence or bare.
+        """The fields. Raises `NoVerdictError` unless the reply is one object, bare or in a code fence.
 
-        Thoughts before it are dropped.
+        Thoughts are dropped. Prose may stand before the object, as long as it holds no bracket of another one and does
+        not name the id; nothing may stand after it. Fields beside those that were asked for are ignored.
         """
         said = strip_thinking(reply)
         if said is None:
             raise NoVerdictError("it never stopped thinking")
-        said = _unfenced(said.strip())
+        said = said.strip()
         if not said:
             raise NoVerdictError("it said nothing")
         if len(said) > _MOST_CHARS:
             raise NoVerdictError(f"it said {len(said):,} characters")
+        prose, verdict = _parted(said)
+        if verdict_id in prose or any(bracket in prose for bracket in "{}[]"):
+            raise NoVerdictError(f"it did not say one JSON object alone: {said!r:.80}")
         try:
-            found = strict_json(said)
+            found = strict_json(verdict)
         except JSONAnswerError as error:
             raise NoVerdictError(f"it did not say one JSON object alone: {said!r:.80} ({error})") from None
-        if not isinstance(found, dict) or set(found) != {"id", *self.fields}:
-            raise NoVerdictError(f"it did not say an object with id, {', '.join(self.fields)} alone: {said!r:.80}")
-        if found.pop("id") != verdict_id:
+        if not isinstance(found, dict) or not {"id", *self.fields} <= set(found):
+            raise NoVerdictError(f"it did not say an object with id, {', '.join(self.fields)}: {said!r:.80}")
+        if found["id"] != verdict_id:
             raise NoVerdictError(f"its verdict has another id: {said!r:.80}")
         for name, field in self.fields.items():
             if not field.accepts(found[name]):
                 raise NoVerdictError(f"its {name} is {found[name]!r:.40}, not {field.wording}")
-        return found
+        return {name: found[name] for name in self.fields}
 
     def holds(self, verdict: Mapping[str, Any]) -> bool:
         """True for a verdict that could have been parsed: a cache may have been written by anyone."""
         return set(verdict) == set(self.fields) and all(f.accepts(verdict[name]) for name, f in self.fields.items())
 
 
-def _unfenced(said: str) -> str:
-    first, _, rest = said.partition("\n")
-    if first.strip() in ("```", "```json") and rest.rstrip().endswith("```"):
-        return rest.rstrip().removesuffix("```").strip()
-    return said
+def _parted(said: str) -> tuple[str, str]:
+    """What stands before the object, and the object; a code fence around it is dropped."""
+    start = min((place for bracket in "{[" if (place := said.find(bracket)) >= 0), default=len(said))
+    prose, verdict = said[:start].rstrip(), said[start:]
+    for opening in ("```json", "```"):
+        if prose.endswith(opening) and verdict.endswith("```"):
+            return prose.removesuffix(opening), verdict.removesuffix("```").rstrip()
+    return prose, verdict

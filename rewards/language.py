@@ -1,6 +1,7 @@
 """The `language` reward: a penalty where a response is not, or not wholly, in the language of its prompt."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,6 +19,7 @@ MIN_MIXED = 0.5
 LATIN_RUN = 5
 """So many Latin words in a row are a phrase; fewer, in a text of another script, are a name or a term."""
 MIN_PROMPT_WORDS = 2
+"""A prompt of fewer words is in no language; fewer words in another script are a name or a term."""
 
 _NAMED_LANGUAGE = (
     r"(?i)\b(?:english|chinese|mandarin|japanese|korean|french|german|spanish|italian|portuguese|russian|arabic|hindi|thai"
@@ -39,7 +41,8 @@ class LanguagePenalty:
 
     No evidence is no fault: the reward is 0, not unscored, for a response of fewer than `min_words` words, for a prompt
     without words, and for a prompt that itself speaks of a language (translate; answer in French), unless the reference
-    names the language to answer in. Not for transcription tasks, whose answers are in the image's language.
+    names the language to answer in. A prompt that mixes scripts (`What is 光合作用?`) may be answered in any of them.
+    Not for transcription tasks, whose answers are in the image's language.
     """
 
     reads_whole_text: ClassVar[bool] = True
@@ -75,7 +78,7 @@ class LanguagePenalty:
         if wanted is None and re.search(_NAMED_LANGUAGE, completion.prompt):
             return Score(value=0.0, reason="the prompt speaks of a language")
         scripts = {script for word in words(completion.prompt) if (script := script_of(word))}
-        share = foreign_frac(prose, wanted or language_of(without_names(asked)), scripts)
+        share = foreign_frac(prose, wanted or _asked_in(without_names(asked)), scripts)
         value = 0.0 if share <= self.allowed_frac else -max(share, MIN_MIXED)
         return Score(value=value, parts={"foreign_frac": share})
 
@@ -110,6 +113,13 @@ def foreign_frac(prose: str, language: str | None, scripts: set[str]) -> float:
         is_foreign = told not in (None, language)
         num_foreign += len(spoken) if is_foreign else _num_in_other_scripts(spoken, known)
     return num_foreign / num_words if num_words else 0.0
+
+
+def _asked_in(asked: str) -> str | None:
+    """The prompt's language; None where it is not clear, or where it is in several: they differ in their scripts."""
+    counts = Counter(script for word in words(asked) if (script := script_of(word)))
+    used = {script for script, count in counts.items() if count >= MIN_PROMPT_WORDS}
+    return language_of(asked) if any(used <= scripts for scripts in SCRIPTS_OF.values()) else None
 
 
 def _lettered(text: str) -> list[str]:

@@ -64,11 +64,11 @@ def same_parts(gold: str, given: str, same: Same) -> bool | None:
     if wanted == got == "matrix":
         return _same_rows(_rows(gold), _rows(given), same)
     if wanted == got == "ordered":
-        parts, others = _parts(gold[1:-1]), _parts(given[1:-1])
+        first, second = parts(gold[1:-1]), parts(given[1:-1])
         for side, place in ((gold[0] == given[0], 0), (gold[-1] == given[-1], -1)):
             if not side:  # at infinity a bracket means nothing
-                return False if exact_number(parts[place]) is not None else None
-        return _all_same(parts, others, same)
+                return False if exact_number(first[place]) is not None else None
+        return _all_same(first, second, same)
     if wanted in ("set", "list") and got in ("set", "list"):
         first, second = _members(gold), _members(given)
         return _and(_all_within(first, second, same), _all_within(second, first, lambda a, b: same(b, a)))
@@ -108,15 +108,15 @@ def _rows(matrix: str) -> list[list[str]]:
 
 def _members(answer: str) -> list[str]:
     text = answer.strip()
-    return _parts(text.removeprefix(r"\{").removesuffix(r"\}") if text.startswith(r"\{") else text)
+    return parts(text.removeprefix(r"\{").removesuffix(r"\}") if text.startswith(r"\{") else text)
 
 
-def _parts(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
     """What the commas outside of any bracket separate, stripped."""
-    parts, depth, start = [], 0, 0
+    found, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth == 0:
-            parts.append(text[start:position].strip())
+            found.append(text[start:position].strip())
             start = position + 1
-    return [*parts, text[start:].strip()]
+    return [*found, text[start:].strip()]

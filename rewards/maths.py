@@ -7,9 +7,9 @@ from typing import Any
 from .batching import BatchReward
 from .exact_numbers import exact_number
 from .extraction import NO_ANSWER
-from .math_answers import given_answer, gold_answer, is_words, quick_verdict
-from .math_shapes import align, same_parts
-from .quantities import quantity, without_units
+from .math_answers import given_answer, gold_answer, is_prose, is_words, quick_verdict
+from .math_comparison import comparable
+from .math_shapes import same_parts
 from .references import reference_text
 from .registry import register
 from .score import BadReferenceError, Completion, Score
@@ -26,8 +26,8 @@ class MathReward(BatchReward):
 
     The answer is the last `\boxed{...}`, `<answer>`, `####` or "answer is" after the thoughts. Numbers and words are
     compared here, everything else by math-verify in a worker process. What math-verify is lenient about stays so:
-    decimals agree to six places, 10% equals both 10 and 0.1, and a unit that only one side has is dropped. Two units
-    are compared: 300 cm is 3 m, and 3 cm is not.
+    decimals agree to six places, 10% equals both 10 and 0.1, and a unit, a currency or the base of a numeral that only
+    one side has is dropped. Two units are compared: 300 cm is 3 m, and 3 cm is not.
     """
 
     answer_key: str = "answer"
@@ -57,7 +57,11 @@ class MathReward(BatchReward):
         r"""The reference's answer in a `\boxed{...}`. Raises `BadReferenceError` where it cannot be parsed."""
         gold = self._gold(reference)
         if exact_number(gold) is None and not is_words(gold):
-            bare = found.number if (found := quantity(gold)) else gold
+            bare, _ = comparable(gold, gold) or (gold, gold)
+            if is_prose(bare):
+                raise BadReferenceError(
+                    f"{self.answer_key!r} {gold!r:.80} mixes numbers and prose: keep the answer alone"
+                )
             try:
                 readable = shared_pool().run(_IS_READABLE, bare, deadline_s=self.deadline_s)
             except WorkerError as error:
@@ -96,16 +100,14 @@ class MathReward(BatchReward):
             return Score(value=0.0, reason=NO_ANSWER), None
         verdict = quick_verdict(gold, given)
         if verdict is None:
-            numbers = without_units(gold, given)
-            aligned = None if numbers is None else align(*numbers)
-            if numbers is None or aligned is None:
+            pair = comparable(gold, given)
+            if pair is None:
                 return Score(value=0.0, reason=f"{given!r:.80} is not the kind of answer that {gold!r:.80} is"), None
-            gold = numbers[0]
-            verdict = quick_verdict(gold, aligned)
+            verdict = quick_verdict(*pair)
             if verdict is None:
-                verdict = same_parts(gold, aligned, quick_verdict)
+                verdict = same_parts(*pair, quick_verdict)
             if verdict is None:
-                return None, (gold, aligned)
+                return None, pair
         return Score(value=float(verdict)), None
 
     def _compared(self, job: tuple[str, str], outcome: Any) -> Score | BadReferenceError:

@@ -1,7 +1,8 @@
 r"""Numbers as people state them: digits with signs and separators, fractions, percents, words, Chinese numerals.
 
 An answer states a number only where it states one. `3 or 4`, `3-4`, `not 3`, `at least 3`, `3!`, `3\pi` and `½` state
-none: a reward must not pay for a hedge, nor for a digit that stands in something else.
+none, nor do `over 3`, `3 plus` and `不止3个`: a reward must not pay for a hedge, nor for a digit that stands in
+something else.
 """
 
 import re
@@ -10,6 +11,19 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
 
+from .number_words import (
+    ENGLISH_NUMBER,
+    HAN_DIGITS,
+    HAN_NUMBER,
+    HAN_SCALES,
+    MEASURES,
+    NUMBER_WORDS,
+    SCALE_WORDS,
+    TENS_WORDS,
+    english_number,
+    han_number,
+)
+
 Percent = Literal["fraction", "ignore"]
 
 MAX_CHARS = 1000
@@ -17,16 +31,9 @@ MAX_CHARS = 1000
 MAX_EXPONENT = 400
 """1e999999999, written out, would fill the memory; a float's exponent stays below this."""
 
-_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_TEENS = ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-NUMBER_WORDS = {word: number for number, word in enumerate(_ONES + _TEENS)}
-"""`zero` to `nineteen`."""
-TENS_WORDS = {word: 10 * tens for tens, word in enumerate(_TENS, 2)}
-"""`twenty` to `ninety`."""
-HAN_DIGITS = dict(zip("零一二两兩三四五六七八九", (0, 1, 2, 2, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "萬": 4, "亿": 8, "億": 8}
-
+_SCALES = {**SCALE_WORDS, **HAN_SCALES, "百": 2}
+_HAN, _HAN_UNITS = "".join(HAN_DIGITS), "十百千万萬亿億"
+_HAN_OR_DIGIT = rf"\d{_HAN}{_HAN_UNITS}"
 _FORMAT_OR_SPACE = str.maketrans(
     {"−": "-", "–": "-", "－": "-", "＋": "+", "．": ".", "，": ",", "％": "%", "：": ":", "／": "/", "\u00a0": " "}
     | dict.fromkeys("\u2009\u202f", " ")
@@ -51,24 +58,20 @@ _NUMBER = (
     r"(?:\s?/\s?(?P<below>\d+)(?!\s?/|\.?\d))?"
     r"(?P<percent>\s?(?:%|per\s?cent\b))?"
 )
-_WORD_NUMBER = (
-    "(?i)"
-    rf"\b(?:(?P<tens>{'|'.join(TENS_WORDS)})(?:[- ](?P<ones>{'|'.join(_ONES[1:10])}))?"
-    rf"|(?P<small>{'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))}))\b"
-    r"(?P<percent>\s?(?:%|per\s?cent\b))?"
-)
 _SCALE = rf"(?i)\s?({'|'.join(_SCALES)})s?(?![A-Za-z])"
 _MINUS_WORD = r"(?i)\b(?:minus|negative)\s+\Z"
-_HAN_NUMBER = (
-    rf"(?<![{''.join(HAN_DIGITS)}十百千])(?:(?P<tens>[{''.join(HAN_DIGITS)}]?十)(?P<ones>[{''.join(HAN_DIGITS)}])?"
-    rf"|(?P<single>[{''.join(HAN_DIGITS)}]))"
-    r"(?=[个個只隻人位条條张張把辆輛本块塊名头頭匹颗顆朵棵座台瓶杯根支次种種样樣架艘双雙对對件]|[。.]?\Z)"
-)
 _UNCLEAR = (
     "(?i)"
-    r"n't\b|n’t\b|\b(?:not|never|neither|nor|or|at least|at most|up to|more than|less than|fewer than|between)\b"
+    r"n't\b|n’t\b|\b(?:not|never|neither|nor|or|at least|at most|up to|more than|less than|fewer than|between|plus)\b"
+    r"|\b(?:over|under|above|below|beyond|exceed(?:s|ed|ing)?)\s+"
+    rf"(?=[\d.]|a (?:hundred|thousand|million)\b|(?:{'|'.join((*NUMBER_WORDS, *TENS_WORDS))})\b)"
+    r"|\band (?:above|below|over|under|up|more|fewer|less)\b"
     r"|\b(?:half|halves|dozens?|(?:a|one|two|three)[ -](?:third|quarter|fifth|tenth)s?)\b"
-    r"|\d\s?!|(?-i:\d[kKMB]\b)|不是|不到|至少|最多|超过|或|半"
+    r"|\d\s?!|(?-i:\d[kKMB]\b)|不是|不到|至少|至多|最多|最少|超过|超過|[多少大小高低][于於]|或|半"
+    rf"|(?:不[止只足满滿]|未[满滿]|[没沒]有|无|無)\s*(?=[{_HAN_OR_DIGIT}])"
+    rf"|(?<=[{_HAN_OR_DIGIT}{MEASURES}])\s*(?:及)?以[上下内內]"
+    rf"|(?<=[{_HAN_OR_DIGIT}])\s*[多余餘几幾](?=[{MEASURES}])"
+    rf"|\d\s?[{_HAN_UNITS}]+[{_HAN}]|\d\s?[十千](?=[{MEASURES}]|\Z)"  # 3万5千: half in digits, half in words
 )
 """Hedges, negations, and what changes a number beside it: 5 and a half, 5!, 5k."""
 _OPERATORS = frozenset("+*^√∞π×·÷<>≤≥±≠\\{}|")
@@ -81,8 +84,8 @@ def stated_number(
 
     Words and units around it do not matter, and the same number may be said twice: `three (3) cats`. After `=` only
     what follows the last one counts. `percent` says whether `5%` is 1/20 or 5. Where `decimal_mark` is a comma,
-    commas and points change places. `zero` to `ninety-nine` may be words, Chinese ones where a measure word follows
-    or the answer ends; `hundred` to `trillion` multiply.
+    commas and points change places. Whole numbers may be words, Chinese ones where a measure word follows or the answer
+    ends; `hundred` to `trillion` multiply digits too.
     """
     if len(answer) > MAX_CHARS:
         return None
@@ -110,7 +113,7 @@ def _candidates(text: str, percent: Percent) -> tuple[set[Fraction], str]:
         if value is None:
             return set(), text
         end = match.end()
-        if scale := re.match(_SCALE, text[end:]):
+        while scale := re.match(_SCALE, text[end:]):
             value, end = value * 10 ** _SCALES[scale[1].lower()], end + scale.end()
         before = text[position : match.start()]
         if re.search(_MINUS_WORD, before):
@@ -132,23 +135,20 @@ def _digits_value(match: re.Match[str]) -> Fraction | None:
     return -value if match["sign"] == "-" else value
 
 
-def _words_value(match: re.Match[str]) -> Fraction:
-    if match["small"]:
-        return Fraction(NUMBER_WORDS[match["small"].lower()])
-    return Fraction(TENS_WORDS[match["tens"].lower()] + NUMBER_WORDS[(match["ones"] or "zero").lower()])
+def _words_value(match: re.Match[str]) -> Fraction | None:
+    value = english_number(match["words"])
+    return None if value is None else Fraction(value)
 
 
-def _han_value(match: re.Match[str]) -> Fraction:
-    if match["single"]:
-        return Fraction(HAN_DIGITS[match["single"]])
-    tens = match["tens"]
-    return Fraction(10 * (HAN_DIGITS[tens[0]] if len(tens) > 1 else 1) + HAN_DIGITS[match["ones"] or "零"])
+def _han_value(match: re.Match[str]) -> Fraction | None:
+    value = han_number(match["han"])
+    return None if value is None else Fraction(value)
 
 
 _VALUES: dict[str, Callable[[re.Match[str]], Fraction | None]] = {
     _NUMBER: _digits_value,
-    _WORD_NUMBER: _words_value,
-    _HAN_NUMBER: _han_value,
+    ENGLISH_NUMBER: _words_value,
+    HAN_NUMBER: _han_value,
 }
 
 

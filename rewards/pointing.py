@@ -7,9 +7,8 @@ from typing import Any, Literal
 from .boxes import label_matrix
 from .exact_numbers import exact_number
 from .extraction import last_boxed, last_tagged, strip_thinking
-from .literals import last_literal
 from .math_answers import canonical
-from .points import MAX_POINTS, Point, parse_points, points_of, write_points
+from .points import MAX_POINTS, Point, parse_points, points_in, write_points
 from .references import reference_field
 from .regions import Region, reference_regions
 from .registry import register
@@ -176,13 +175,14 @@ def num_places(points: Sequence[Point], min_distance: float) -> int:
 
 
 def _points_anywhere(spoken: str) -> list[Point] | None:
-    r"""The points in the last `<answer>`, or where that only states the number, those before it or a `\boxed{...}`."""
+    r"""The points in the last `<answer>` or `\boxed{...}`, or where that only states the number, those before it."""
     tagged = last_tagged(spoken)
-    points = None if tagged is None else points_of(last_literal(tagged))
+    marked = last_boxed(spoken) if tagged is None else tagged
+    points = None if marked is None else points_in(marked)
     if points is not None:
         return points
     before, mark, _ = spoken.rpartition("<answer>" if tagged is not None else "\\boxed")
-    return points_of(last_literal(before if mark else spoken))
+    return points_in(before if mark else spoken)
 
 
 def _stated_number(spoken: str) -> float | None:

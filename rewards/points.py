@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .literals import MAX_LITERAL_CHARS, answer_literal, finite_numbers
+from .literals import MAX_LITERAL_CHARS, answer_items, finite_numbers, items_in
 
 MAX_POINTS = 2048
 """An answer with more points than this is spam, and is not read."""
@@ -26,18 +26,12 @@ def parse_points(text: str, *, max_points: int = MAX_POINTS, max_chars: int = MA
     They are looked for as `parse_boxes` looks for boxes. It is a list of `{"point_2d": [x, y], "label": "..."}` or of
     bare pairs, or one of either. One malformed, infinite or NaN point spoils the answer.
     """
-    return points_of(answer_literal(text, max_chars=max_chars), max_points=max_points)
+    return _points(answer_items(text, "point_2d", 2, max_chars=max_chars), max_points)
 
 
-def points_of(value: Any, *, max_points: int = MAX_POINTS) -> list[Point] | None:
-    """`parse_points` of a literal that has been read."""
-    if isinstance(value, dict) or finite_numbers(value, 2):
-        value = [value]
-    if not isinstance(value, list) or len(value) > max_points:
-        return None
-    points = [_to_point(item) for item in value]
-    found = [point for point in points if point is not None]
-    return found if len(found) == len(points) else None
+def points_in(text: str) -> list[Point] | None:
+    """`parse_points` of a piece of an answer, read as it stands."""
+    return _points(items_in(text, "point_2d", 2), MAX_POINTS)
 
 
 def write_points(points: Sequence[Point]) -> str:
@@ -47,6 +41,14 @@ def write_points(points: Sequence[Point]) -> str:
         place = [int(v) if float(v).is_integer() else v for v in (point.x, point.y)]
         items.append({"point_2d": place, "label": point.label} if point.label else {"point_2d": place})
     return f"```json\n{json.dumps(items, ensure_ascii=False)}\n```"
+
+
+def _points(items: Sequence[Any] | None, max_points: int) -> list[Point] | None:
+    if items is None or len(items) > max_points:
+        return None
+    points = [_to_point(item) for item in items]
+    found = [point for point in points if point is not None]
+    return found if len(found) == len(points) else None
 
 
 def _to_point(item: Any) -> Point | None:

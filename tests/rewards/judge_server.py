@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.waiting import HANG_S
+
 Body = dict[str, Any]
 Fault = Callable[["Handler", Body], None]
 """Answers a request in its own way, given what would have been right."""
@@ -62,7 +64,7 @@ def says(**fields: Any) -> Callable[[Asked], str]:
 class JudgeServerFake:
     """Serves one model. `say` gives the reply; the next requests are answered by `faults`, one each.
 
-    asked: every chat request. delay_s: of every reply.
+    asked: every chat request. delay_s: of every reply. let_go: ends what `hanging` and `dripping` do, as `stop` does.
     """
 
     def __init__(self) -> None:
@@ -77,7 +79,11 @@ class JudgeServerFake:
         self.most_under_way = 0
         self._under_way = 0
         self._lock = threading.Lock()
-        self._port = 0
+        self._place = socket.socket()  # keeps the port from others while nobody listens there
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self._port: int = self._place.getsockname()[1]
+        self.let_go = threading.Event()
         self.start()
 
     @property
@@ -86,14 +92,15 @@ class JudgeServerFake:
 
     def start(self) -> None:
         """On the same port after every `stop`."""
+        self.let_go.clear()
         self._http = _Listener(("127.0.0.1", self._port), type("BoundHandler", (Handler,), {"fake": self}))
-        self._port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
         self._http.shutdown()
         self._http.server_close()
         self._http.drop_all()
+        self.let_go.set()  # only now: what hung until then answers nobody
 
     def away(self, seconds: float) -> None:
         """Gone at once, and back after so long."""
@@ -108,6 +115,7 @@ class JudgeServerFake:
             return self.faults.pop(0) if self.faults else None
 
     def leave(self) -> None:
+        """Before an answer is sent: who has it may ask again at once."""
         with self._lock:
             self._under_way -= 1
 
@@ -135,15 +143,16 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.fake.enter(body)
         try:
             time.sleep(self.fake.delay_s)
-            given = self.headers.get("Authorization", "")
-            if self.fake.key and given != f"Bearer {self.fake.key}":
-                self.send(401, {"error": f"Unauthorized: {given}"})  # as unwise as some servers are
-            elif fault is None:
-                self.send(200, self.fake.reply(body))
-            else:
-                fault(self, self.fake.reply(body))
+            reply = self.fake.reply(body)
         finally:
             self.fake.leave()
+        given = self.headers.get("Authorization", "")
+        if self.fake.key and given != f"Bearer {self.fake.key}":
+            self.send(401, {"error": f"Unauthorized: {given}"})  # as unwise as some servers are
+        elif fault is None:
+            self.send(200, reply)
+        else:
+            fault(self, reply)
 
     def send(self, status: int, body: Body | bytes, **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -160,14 +169,22 @@ def status(code: int, message: str = "what happened", **headers: str) -> Fault:
     return lambda handler, right: handler.send(code, {"error": {"message": message}}, **headers)
 
 
-def slow(seconds: float) -> Fault:
-    """Silent for so long, then right."""
+def hanging(handler: Handler, right: Body) -> None:
+    """Silent until it is let go, then right."""
+    handler.fake.let_go.wait(HANG_S)
+    handler.send(200, right)
 
-    def answer(handler: Handler, right: Body) -> None:
-        time.sleep(seconds)
-        handler.send(200, right)
 
-    return answer
+def dripping(handler: Handler, right: Body) -> None:
+    """A byte every now and then, never silent for long, and not done before it is let go."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000000")
+    handler.end_headers()
+    with suppress(OSError):  # the client gives up, as it should
+        ends = time.monotonic() + HANG_S
+        while time.monotonic() < ends and not handler.fake.let_go.wait(0.05):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
 
 
 def text(said: str) -> Fault:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from posttrain.rewards import BadReferenceError, CodeReward, Completion, Score, WholeTextReward, make_table
 from posttrain.rewards.coding import last_program, same_output
 
+from tests.waiting import PATIENCE_S
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined by the Linux kernel")
 
 DOUBLE = {"tests": [{"input": "21\n", "output": "42\n"}, {"input": "-1", "output": "-2"}]}
@@ -128,9 +130,9 @@ def test_what_does_not_end_is_ended_at_its_deadline(program: str) -> None:
     many = {"tests": [{"input": "1", "output": "1"}] * 50}
     result = score(program, many, test_s=0.5, deadline_s=1.0, credit="fraction")
     assert result.value == 0.0
-    assert time.monotonic() - started < 60
-    endless = "def add(a, b):\n    while True: pass"
-    result = score(endless, ADD, test_s=0.5, deadline_s=5.0)
+    assert time.monotonic() - started < PATIENCE_S
+    endless = "import time\ndef add(a, b):\n    time.sleep(600)"
+    result = score(endless, ADD, test_s=0.5)
     assert result.value == 0.0 and result.reason == "test 1: ran past its deadline"
 
 
@@ -289,7 +291,7 @@ def test_looking_for_a_program_never_raises(text: str) -> None:
 def test_looking_for_a_program_takes_little_time(piece: str) -> None:
     started = time.process_time()
     last_program(piece * (2**20 // len(piece)))
-    assert time.process_time() - started < 5.0
+    assert time.process_time() - started < 20  # a quadratic scan takes hours
 
 
 @pytest.mark.parametrize(

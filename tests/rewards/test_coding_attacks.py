@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 from posttrain.rewards import CodeReward, Completion, Score
 from posttrain.rewards.sandbox import launch
 from posttrain.rewards.sandbox.syscalls import filter_program
+
+from tests.waiting import PROCESS_S, comes_true
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined by the Linux kernel")
 
@@ -26,17 +29,16 @@ def score(program: str, reference: dict[str, Any], **options: Any) -> Score:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """No process of the sandbox, whoever became its parent."""
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process of this test's sandbox, whoever became its parent."""
+    place = str(tmp_path_factory.mktemp("sandbox"))
+    monkeypatch.setattr(tempfile, "tempdir", place)
     yield
-    for _ in range(50):  # the kernel needs a moment to end a process with large memory
-        left = [
-            folder for folder in Path("/proc").iterdir() if folder.name.isdigit() and "program-" in folder_of(folder)
-        ]
-        if not left:
-            return
-        time.sleep(0.1)
-    assert left == []
+
+    def left() -> list[Path]:
+        return [each for each in Path("/proc").iterdir() if each.name.isdigit() and place in folder_of(each)]
+
+    assert comes_true(lambda: not left()), left()  # the kernel needs a moment to end a process with large memory
 
 
 def folder_of(process: Path) -> str:
@@ -267,7 +269,7 @@ def test_a_bomb_earns_nothing(bomb: str) -> None:
     result = score(program, {"tests": [{"input": "", "output": "42"}]}, test_s=10.0, deadline_s=10.0)
     assert result.value == 0.0
     assert result.reason != "test 1: printed something else" or "prints" in bomb, "it got through"
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
 
 
 CONFINED_BY = {
@@ -318,7 +320,7 @@ def test_each_layer_of_the_kernel_refuses_alone(layer: str, attempt: str, is_ref
     program = textwrap.dedent(ALONE).format(
         folder=folder, place=str(tmp_path), install=CONFINED_BY[layer], attempt=attempt
     )
-    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=PROCESS_S)
     assert done.stdout.startswith("True"), done.stderr
     assert ("PermissionError" in done.stderr) == is_refused, done.stderr
     assert (done.returncode == 0) != is_refused

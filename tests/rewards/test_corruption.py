@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from posttrain.rewards import Completion, Score, available, corrupted, extract_answer, make_reward, make_table
 
+from tests.waiting import PATIENCE_S
+
+PATIENT_MATH = {"name": "math", "deadline_s": PATIENCE_S}
 REFERENCES: dict[str, list[dict[str, Any]]] = {
     "math": [
         {"answer": answer}
@@ -43,7 +46,8 @@ TOLERANT = [
 
 @pytest.mark.parametrize("spec", [*REFERENCES, *TOLERANT], ids=str)
 def test_sound_rewards_pay_for_no_wrong_answer(spec: Any) -> None:
-    table, name = make_table({"t": spec}), spec if isinstance(spec, str) else spec["name"]
+    table = make_table({"t": make_reward(spec, deadline_s=PATIENCE_S)})
+    name = spec if isinstance(spec, str) else spec["name"]
     references = REFERENCES[name]
     for place, reference in enumerate(references):
         assert table.check("t", reference) == []
@@ -107,7 +111,7 @@ def test_another_row_s_answer_is_wrong_unless_it_is_the_same_answer() -> None:
     inside = make_table({"t": Careless(lambda said, right: right in said)})
     (problem,) = inside.check_wrong("t", {"answer": "cat"}, [{"answer": "catalogue"}])
     assert "'<answer>catalogue</answer>' (right in another row)" in problem
-    assert make_table({"t": "math"}).check_wrong("t", {"answer": "1/2"}, [{"answer": "0.5"}]) == []
+    assert make_table({"t": PATIENT_MATH}).check_wrong("t", {"answer": "1/2"}, [{"answer": "0.5"}]) == []
     several = make_table({"t": "exact_match"})
     assert several.check_wrong("t", {"answer": ["cat", "feline"]}, [{"answer": "feline"}]) == []
 
@@ -124,7 +128,7 @@ def test_a_reward_may_offer_its_own_wrong_answers_instead() -> None:
 
 
 def test_penalties_layouts_and_rows_that_are_named_already_are_not_tried() -> None:
-    table = make_table({"t": ["math", "format", "length"]})
+    table = make_table({"t": [PATIENT_MATH, "format", "length"]})
     assert table.check_wrong("t", {"answer": "]["}) == []
     assert len(table.check("t", {"answer": "]["})) == 1
 
@@ -139,10 +143,10 @@ def test_a_reward_that_raises_on_its_own_perfect_answer_is_named() -> None:
 def test_gsm8k_references_are_right_and_no_corrupted_one_is(shared_data: Path) -> None:
     (file, *_) = sorted((shared_data / "gsm8k").rglob("*.jsonl"))
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:40]]
-    table = make_table({"t": "math"})
+    table = make_table({"t": PATIENT_MATH})
     for place, row in enumerate(rows):
         assert table.check("t", row) == [] and table.check_wrong("t", row, rows[max(place - 2, 0) : place]) == []
-    math, shuffled = make_reward("math"), rows[1:] + rows[:1]
+    math, shuffled = make_reward(PATIENT_MATH), rows[1:] + rows[:1]
     perfect = [math.perfect_answer(row) or "" for row in rows]
     scores = [math(Completion(text=text), row).value for text, row in zip(perfect, shuffled, strict=True)]
     assert sum(score or 0.0 for score in scores) <= 2, "a few neighbours have equal answers"

@@ -16,6 +16,7 @@ from posttrain.rewards import Completion, JudgeAccuracy, JudgeRubric
 from posttrain.rewards.judge_cache import VerdictCache
 
 from tests.rewards.judge_server import JudgeServerFake
+from tests.waiting import PROCESS_S
 
 SAID = Completion(text="<answer>12</answer>", prompt="How long?")
 
@@ -110,7 +111,7 @@ def writer(path: Path, name: str, number: int) -> subprocess.Popen[str]:
 def test_two_processes_write_one_file(tmp_path: Path) -> None:
     processes = [writer(tmp_path / "x.sqlite", name, 200) for name in "ab"]
     for process in processes:
-        process.communicate(timeout=120)
+        process.communicate(timeout=PROCESS_S)
         assert process.returncode == 0
     cache = VerdictCache(tmp_path / "x.sqlite")
     assert all(cache.get(f"{name}{i}") == {"correct": True} for name in "ab" for i in range(200))

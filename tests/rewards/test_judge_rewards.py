@@ -25,6 +25,7 @@ from posttrain.rewards import (
 )
 
 from tests.rewards.judge_server import Asked, JudgeServerFake, says, status
+from tests.waiting import PATIENCE_S
 
 SAID = Completion(text="<think>secret plan</think>The answer is 12 cm.", prompt="How long is it?")
 
@@ -37,7 +38,7 @@ def fake() -> Iterator[JudgeServerFake]:
 
 
 def options(fake: JudgeServerFake, **more: Any) -> dict[str, Any]:
-    return {"url": fake.url, "retries": 0, "backoff_s": 0.0, "timeout_s": 20.0, **more}
+    return {"url": fake.url, "retries": 0, "backoff_s": 0.0, "timeout_s": PATIENCE_S, **more}
 
 
 @pytest.mark.parametrize(("correct", "value"), [(True, 1.0), (False, 0.0)])
@@ -61,7 +62,7 @@ def test_the_references_own_question_comes_first(fake: JudgeServerFake) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "<think>never", "<answer>" + "x" * 1001 + "</answer>", "<answer>\u200b\u202e</answer>", "a\nb"]
+    "text", ["", "<think>never", "<answer>" + "x" * 1001 + "</answer>", "<answer>\u200b\u202e</answer>", "a\n" * 501]
 )
 def test_no_answer_or_one_too_long_is_zero_unasked(fake: JudgeServerFake, text: str) -> None:
     score = JudgeAccuracy(server=options(fake))(Completion(text=text), {"answer": "1"})
@@ -85,14 +86,18 @@ def test_a_missing_reference_is_unscored_and_a_data_error_of_the_check(fake: Jud
 
 
 def test_a_batch_is_asked_at_once_and_equal_answers_once(fake: JudgeServerFake) -> None:
-    fake.delay_s = 0.2
-    fake.say = lambda asked: asked.verdict(correct="yes" in asked.judged("answer"))
+    meeting = threading.Barrier(8, timeout=PATIENCE_S)
+
+    def say(asked: Asked) -> str:
+        meeting.wait()
+        return asked.verdict(correct="yes" in asked.judged("answer"))
+
+    fake.say = say
     texts = [f"<answer>{'yes' if i % 2 else 'no'} {i % 8}</answer>" for i in range(32)]
-    scores = JudgeAccuracy(server=options(fake)).score_batch(
-        [Completion(text=t) for t in texts], [{"answer": "y"}] * 32
-    )
+    judge = JudgeAccuracy(server=options(fake, model="judge"))  # whose name need not be asked for first
+    scores = judge.score_batch([Completion(text=t) for t in texts], [{"answer": "y"}] * 32)
     assert [score.value for score in scores] == [float(i % 2) for i in range(32)]
-    assert len(fake.asked) == 8 and fake.most_under_way > 4
+    assert len(fake.asked) == 8 == fake.most_under_way
 
 
 def test_concurrency_is_a_limit(fake: JudgeServerFake) -> None:

@@ -15,7 +15,7 @@ from posttrain.rewards import Completion, JudgeAccuracy, JudgePairwise, JudgePro
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-_STARTS_WITHIN_S = 240
+_STARTS_WITHIN_S = 900
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -80,7 +80,7 @@ SAID = [Completion(text=f"<answer>{i}</answer>", prompt="What is 2+3?") for i in
 
 @pytest.mark.parametrize("kind", [JudgeAccuracy, JudgeRubric, JudgeProcess, JudgePairwise])
 def test_every_reward_reaches_the_server_and_babble_is_unscored(url: str, kind: type[JudgeReward]) -> None:
-    server = {"url": url, "retries": 0, "max_reply_tokens": 16, "verdict_tries": 2, "timeout_s": 60.0}
+    server = {"url": url, "retries": 0, "max_reply_tokens": 16, "verdict_tries": 2, "timeout_s": 300.0}
     reward = kind(server=server)  # pyright: ignore[reportCallIssue]
     scores = reward.score_batch(SAID, [{"answer": "5"}] * 3)
     assert [score.value for score in scores] == [None] * 3
@@ -91,7 +91,7 @@ def test_every_reward_reaches_the_server_and_babble_is_unscored(url: str, kind: 
 def test_images_and_tool_turns_are_taken(url: str) -> None:
     image = Image.new("RGB", (64, 64), "red")
     reward = JudgeProcess(
-        server={"url": url, "retries": 0, "max_reply_tokens": 8, "verdict_tries": 1, "timeout_s": 60.0}, images=True
+        server={"url": url, "retries": 0, "max_reply_tokens": 8, "verdict_tries": 1, "timeout_s": 300.0}, images=True
     )
     said = Completion(text="I zoom.</tool_call>5", tool_calls=(ToolCall(name="zoom"),), images=(image,))
     assert "no verdict in 1 try" in reward(said, {"answer": "5"}).reason
@@ -99,7 +99,7 @@ def test_images_and_tool_turns_are_taken(url: str) -> None:
 
 def test_a_constrained_reply_has_the_form_and_lacks_only_the_id(url: str) -> None:
     """The server writes the schema for a model that knows nothing; what it cannot write is the code of this request."""
-    server = {"url": url, "retries": 0, "max_reply_tokens": 200, "verdict_tries": 3, "timeout_s": 60.0}
+    server = {"url": url, "retries": 0, "max_reply_tokens": 200, "verdict_tries": 3, "timeout_s": 300.0}
     score = JudgeAccuracy(server={**server, "structured": True})(SAID[0], {"answer": "5"})
     assert score.value is None and "refused" not in score.reason
     assert any(why in score.reason for why in ("another id", "cut off", "one JSON object alone")), score.reason

@@ -198,4 +198,4 @@ def test_prose_is_never_longer_than_the_text(text: str) -> None:
 def test_time_is_bounded_for_hostile_text(piece: str) -> None:
     started = time.process_time()
     penalty(ASKED["en"], piece * (10 * MAX_CHARS // len(piece)))
-    assert time.process_time() - started < 3.0
+    assert time.process_time() - started < 20  # about 0.2 s; a quadratic scan takes minutes

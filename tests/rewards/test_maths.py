@@ -13,6 +13,8 @@ from posttrain.rewards import BadReferenceError, Completion, MathReward, Score, 
 from posttrain.rewards.math_answers import canonical, gold_answer, quick_verdict
 from posttrain.rewards.math_shapes import same_parts, shape
 
+from tests.waiting import GROWING_S
+
 VERDICTS = [
     ("72", r"\boxed{72}", 1),
     (72, r"\boxed{72}", 1),
@@ -69,7 +71,7 @@ VERDICTS = [
     ("5 km/h", r"\boxed{5\text{ m/s}}", 0),
     ("18 dollars", r"\boxed{\$18}", 1),
     (r"12\text{ m}^2", r"\boxed{12}", 1),
-    ("3 cm", r"\boxed{3\text{ furlongs of string}}", 1),
+    ("3 cm", r"\boxed{3\text{ furlongs of string}}", 0),
     (r"\sqrt{2}", r"\boxed{1.414}", 0),
     (r"\pi", r"\boxed{3.14}", 0),
     ("0.0000001", r"\boxed{0}", 0),
@@ -134,10 +136,14 @@ def test_a_bomb_costs_one_deadline_and_comes_back_unscored(bomb: str) -> None:
 
 def test_a_bomb_in_a_batch_leaves_the_others_scored() -> None:
     texts = [r"\boxed{x+1}", r"\boxed{10^{10^{10}}}", r"\boxed{1+x}", r"\boxed{x+2}"]
-    before = shared_pool().num_timeouts
-    scores = MathReward(deadline_s=3.0).score_batch([Completion(text=t) for t in texts], [{"answer": "x + 1"}] * 4)
-    assert [score.value for score in scores] == [1.0, None, 1.0, 0.0]
-    assert shared_pool().num_timeouts == before + 1
+    for deadline_s in GROWING_S[1:]:
+        before = shared_pool().num_timeouts
+        reward = MathReward(deadline_s=deadline_s)
+        scores = reward.score_batch([Completion(text=t) for t in texts], [{"answer": "x + 1"}] * 4)
+        num_timeouts = shared_pool().num_timeouts - before
+        if num_timeouts == 1:
+            break
+    assert [score.value for score in scores] == [1.0, None, 1.0, 0.0] and num_timeouts == 1
 
 
 def test_a_thread_gets_the_same_verdicts_as_the_main_thread() -> None:

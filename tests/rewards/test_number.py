@@ -85,7 +85,7 @@ def test_numbers_are_read(text: str, number: Fraction | int) -> None:
         *("3 or 4", "3, 4", "3-4", "3–4", "2 to 3", "3 cats and 4 dogs", "three or four", "3/4 or 4/5", "5 minus 3"),
         *("not 3", "it isn't 3", "at least 3", "more than 3", "up to 3", "不是3", "三四只", "3 ± 1"),
         *("5!", "5^2", "10**3", r"5\pi", "5π", r"3\frac{1}{2}", "3½", "½", "5²", "Ⅻ", "①", "5k", "5e1234", "{5}", "5+"),
-        *("two dozen", "5 and a half", "half of 5", "two hundred and five", "三百只", "三只半"),
+        *("two dozen", "5 and a half", "half of 5", "三百三只", "三只半"),
         *("1" * 1001, "9" * 999 + "/0"),
     ],
 )

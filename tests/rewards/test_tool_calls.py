@@ -122,7 +122,7 @@ def test_any_text_gets_a_verdict(text: str) -> None:
 def test_time_is_linear_in_hostile_text(piece: str) -> None:
     started = time.process_time()
     ToolCallFormat()(Completion(text=piece * (10**6 // len(piece))), TOOLS)
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 30  # a quadratic scan takes hours
 
 
 @pytest.mark.parametrize(
