@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 Part = Literal["vision", "merger", "language", "embeddings"]
 
@@ -44,10 +44,10 @@ class ModelSection(Section):
     max_pixels: int | None = Field(
         default=None, gt=0, description="Images are reduced to at most this; default: checkpoint's."
     )
-    thinking: bool | None = Field(
+    thinking: StrictBool | None = Field(
         default=None, description="enable_thinking of templates that have it; null leaves it out."
     )
-    trust_remote_code: bool = Field(
+    trust_remote_code: StrictBool = Field(
         default=False, description="Run code that a checkpoint brings. Off unless you say so."
     )
 
@@ -100,7 +100,7 @@ class DataSection(Section):
         default=1.0, gt=0, description="Share of every batch, relative to the other sources of the stage."
     )
     image_root: str | None = Field(default=None, description="Folder that image paths start from and may not leave.")
-    allow_urls: bool = Field(default=False, description="Fetch http(s) images; refused otherwise.")
+    allow_urls: StrictBool = Field(default=False, description="Fetch http(s) images; refused otherwise.")
     image_strip: str = Field(
         default="", description="Leading part of the image paths to drop, where rows name a folder above."
     )
@@ -112,7 +112,9 @@ class DataSection(Section):
         default=None, description="The answer is this pattern's first group in its column."
     )
     system: str | None = Field(default=None, description="System turn for rows that have none.")
-    thinking: bool | None = Field(default=None, description="True: every answer must hold <think>; false: none may.")
+    thinking: StrictBool | None = Field(
+        default=None, description="True: every answer must hold <think>; false: none may."
+    )
     limit: int | None = Field(default=None, ge=1, description="Use the first rows only.")
 
     @model_validator(mode="after")
@@ -129,7 +131,7 @@ class RewardItem(Section):
     name: str = Field(description="Registered reward, or module:function of your own.")
     weight: float = Field(default=1.0, description="Factor in the task's sum.")
     label: str = Field(default="", description="Its name in metrics and the report; default: its own name.")
-    gate: bool | float = Field(
+    gate: StrictBool | float = Field(
         default=False,
         description="Of gate_by_correctness: bonuses are paid where this reward is full; a number: from there on.",
     )
@@ -180,7 +182,7 @@ class TeacherSection(Section):
     server: str | None = Field(
         default=None, description="Instead of a path: address of a vLLM server, such as http://10.0.0.2:8000."
     )
-    student: bool = Field(
+    student: StrictBool = Field(
         default=False, description="Instead of a path: the student itself without its adapters (self-distillation)."
     )
     solver: str | None = Field(
@@ -189,7 +191,7 @@ class TeacherSection(Section):
     )
     options: dict[str, Any] = Field(default={}, description="Of a solver: its options.")
     revision: str | None = Field(default=None, description="Of a path: branch, tag or commit on the hub.")
-    trust_remote_code: bool = Field(default=False, description="Of a path: run code that the checkpoint brings.")
+    trust_remote_code: StrictBool = Field(default=False, description="Of a path: run code that the checkpoint brings.")
     dtype: Literal["float32", "bfloat16"] | None = Field(
         default=None, description="Of a path or a stage: what it computes in; default: the model's."
     )
@@ -230,6 +232,13 @@ class EngineSection(Section):
     weights_dir: str | None = Field(
         default=None, description="server: a folder that trainer and servers both see, for weights; default: uploaded."
     )
+    broadcast: Literal["gloo", "nccl"] | None = Field(
+        default=None,
+        description="server: weights from memory to memory, without files: gloo over TCP, nccl between GPUs.",
+    )
+    broadcast_host: str | None = Field(
+        default=None, description="server: this machine's address for a broadcast, as servers reach it; default: found."
+    )
     api_key_env: str | None = Field(
         default=None, description="server: environment variable that holds the servers' key; it is never written down."
     )
@@ -242,7 +251,7 @@ class EngineSection(Section):
     max_batch_tokens: int = Field(
         default=65536, ge=1, description="transformers: prompt and answer tokens sampled at once."
     )
-    repeatable: bool = Field(
+    repeatable: StrictBool = Field(
         default=False,
         description="transformers: wait for all tools before sampling goes on: tool episodes then repeat to the bit.",
     )
@@ -251,8 +260,8 @@ class EngineSection(Section):
     max_images: int = Field(default=8, ge=1, description="vllm: most images in one prompt.")
     gpu_memory_utilization: float = Field(default=0.4, gt=0, lt=1, description="vllm: share of the GPU's memory.")
     tensor_parallel_size: int = Field(default=1, ge=1, description="vllm: GPUs that share one copy.")
-    enforce_eager: bool = Field(default=True, description="vllm: no CUDA graphs; starts faster, decodes slower.")
-    sleep: bool = Field(default=True, description="vllm on a GPU: give its memory back while training.")
+    enforce_eager: StrictBool = Field(default=True, description="vllm: no CUDA graphs; starts faster, decodes slower.")
+    sleep: StrictBool = Field(default=True, description="vllm on a GPU: give its memory back while training.")
 
     @model_validator(mode="after")
     def _servers_belong_to_their_kind(self) -> "EngineSection":
@@ -260,6 +269,10 @@ class EngineSection(Section):
             raise ValueError(
                 "kind 'server' and 'servers' (addresses of what `posttrain serve` has started) belong together"
             )
+        if self.broadcast is not None and self.kind != "server":
+            raise ValueError("'broadcast' is how servers are given weights: it needs kind 'server'")
+        if self.broadcast_host is not None and self.broadcast is None:
+            raise ValueError("'broadcast_host' needs 'broadcast'")
         return self
 
 

@@ -60,6 +60,8 @@ class EngineRoom:
             section.servers,
             loaded.facts,
             weights_dir=Path(section.weights_dir) if section.weights_dir is not None else None,
+            broadcast=section.broadcast,
+            broadcast_host=section.broadcast_host,
             api_key_env=section.api_key_env,
             timeout_s=section.timeout_s,
             retries=section.retries,

@@ -1,25 +1,32 @@
 """Sampling on vLLM servers, one or many, wherever they are: the trainer sends prompts, images and its weights."""
 
 import asyncio
+import logging
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed, nn
 
 from posttrain.errors import ConfigError, EngineError
 from posttrain.model import ModelFacts
 from posttrain.rollout.engine import Capacity, Request, Sample, Sampling
+from posttrain.rollout.server_broadcast import Broadcasting
 from posttrain.rollout.server_client import ServerClient
 from posttrain.rollout.server_fleet import Fleet, Patience
 from posttrain.rollout.server_member import Member
 from posttrain.rollout.server_stream import Background, ServerStream
-from posttrain.rollout.server_weights import Published, read_through, write_weights
+from posttrain.rollout.server_weights import Published, read_through, weights_of, write_weights
 from posttrain.rollout.vllm_prompts import vllm_seed
 from posttrain.serving.memory import memory_folder
+from posttrain.serving.weight_broadcast import Backend, BroadcastFailed
+
+_log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
@@ -40,6 +47,8 @@ class VllmServerEngine:
         facts: ModelFacts,
         *,
         weights_dir: Path | None = None,
+        broadcast: Backend | None = None,
+        broadcast_host: str | None = None,
         api_key_env: str | None = None,
         timeout_s: float = 600.0,
         retries: int = 5,
@@ -52,10 +61,13 @@ class VllmServerEngine:
         """servers: their addresses, like http://host:8000.
 
         weights_dir: a folder that trainer and servers both see (`posttrain serve --weights-dir`), for weights; None
-        uploads them. api_key_env: the environment variable that holds the servers' key. timeout_s: for one try of one
-        sample. retries: tries after the first. without_servers_s: how long no server at all may answer, before
-        EngineError is raised. concurrency: samples that one server is at. load_s: for a server to be given weights.
-        probe_every_s, probe_s: how often the health of a server at work is looked at, and how long that may take.
+        uploads them. broadcast: sends them from memory to memory instead, over TCP (gloo) or between GPUs (nccl, not
+        tried yet); where that fails they go as files. broadcast_host: this machine's address for it, as the servers
+        reach it; None finds it. api_key_env: the environment variable that holds the servers' key. timeout_s: for one
+        try of one sample. retries: tries after the first. without_servers_s: how long no server at all may answer,
+        before EngineError is raised. concurrency: samples that one server is at. load_s: for a server to be given
+        weights. probe_every_s, probe_s: how often the health of a server at work is looked at, and how long that may
+        take.
         Asks every server what it is. Raises EngineError where none answers, or one cannot be used; ConfigError for
         arguments that cannot be right.
         """
@@ -65,6 +77,8 @@ class VllmServerEngine:
             raise ConfigError(
                 "engine: concurrency and timeout_s must be above 0, retries and without_servers_s not below"
             )
+        if broadcast == "nccl" and not torch.cuda.is_available():
+            raise ConfigError("engine: broadcast 'nccl' goes from GPU to GPU, and the trainer has none; use 'gloo'")
         if weights_dir is not None and not weights_dir.is_dir():
             raise ConfigError(f"engine: weights_dir {weights_dir} is no folder; make it where the servers see it too")
         self._facts = facts
@@ -83,6 +97,14 @@ class VllmServerEngine:
         )
         self._fleet = Fleet(members, patience, concurrency=concurrency)
         self._background = Background()
+        self._broadcasting = broadcast and Broadcasting(
+            fleet=self._fleet,
+            background=self._background,
+            backend=broadcast,
+            host=broadcast_host,
+            timeout_s=load_s,
+        )
+        self._policy: nn.Module | None = None
         self._num_updates = 0
         try:
             self._wait_for(self._fleet.look(), without_servers_s + load_s)
@@ -120,11 +142,13 @@ class VllmServerEngine:
         return [[found[place][index] for index in range(request.n)] for place, request in enumerate(requests)]
 
     def stream(self, sampling: Sampling) -> ServerStream:
-        return ServerStream(self._fleet, self._background, self._facts, sampling, self.max_model_len)
+        return ServerStream(
+            self._fleet, self._background, self._facts, sampling, self.max_model_len, between=self._write_if_wanted
+        )
 
     def update_weights(self, policy: nn.Module, version: int) -> None:
-        """Writes the policy's weights, adapters merged, and has every server load them; samples that were still being
-        drawn begin anew. Servers that are down get them when they are back.
+        """Has every server load the policy's weights, adapters merged; samples that were still being drawn begin anew.
+        Servers that are down get them when they are back.
 
         Raises EngineError where no server takes them, on every rank.
         """
@@ -133,20 +157,52 @@ class VllmServerEngine:
         if self._weights_dir is None:
             self._weights_dir = self._own = memory_folder("weights")
         before, present = self._fleet.present, Published(label=label, version=version, folder=self._weights_dir / label)
-        failure = ""
+        self._policy = policy
+        try:
+            if self._broadcasting is None or not self._gave(policy, partial(self._broadcasting.give, present=present)):
+                self._gave(policy, partial(self._give_files, present=present))
+        finally:
+            self._fleet.present = present
+            if before is not None and _rank() == 0:
+                before.remove()
+
+    def _gave(self, policy: nn.Module, give: Callable[[Iterator[tuple[str, torch.Tensor]]], None]) -> bool:
+        """What rank 0 does with the weights, which all ranks gather together: False where a broadcast has failed.
+
+        Raises EngineError, on every rank, where anything else has failed.
+        """
+        weights = weights_of(policy)
+        failure, is_final = "", False
         if _rank() == 0:
             try:
-                write_weights(policy, present.folder)
-                self._wait_for(self._fleet.hold(present), 3 * self._load_s)
-                if before is not None:
-                    before.remove()
-            except (EngineError, OSError) as error:
+                give(weights)
+            except BroadcastFailed as error:
                 failure = str(error)
-        else:
-            read_through(policy)
-            self._fleet.present = present
-        if failure := _same_for_all_ranks(failure):
+                _log.warning("the broadcast of weights failed, they go as files: %s", failure)
+            except (EngineError, OSError) as error:
+                failure, is_final = str(error) or type(error).__name__, True
+        if _world_size() > 1:
+            read_through(weights)
+        failure, is_final = _same_for_all_ranks((failure, is_final))
+        if is_final:
             raise EngineError(failure)
+        return not failure
+
+    def _give_files(self, weights: Iterator[tuple[str, torch.Tensor]], present: Published) -> None:
+        write_weights(weights, present.folder)
+        self._wait_for(self._fleet.hold(present), 3 * self._load_s)
+
+    def _write_if_wanted(self) -> None:
+        """Files after a broadcast, for a server that was not there. By the thread that trains, between two polls: at
+        other times the policy may be half-way to its next weights. Several ranks are not together then."""
+        present = self._fleet.present
+        if present is None or not present.wanted.is_set() or present.folder.exists() or _world_size() > 1:
+            return
+        assert self._policy is not None, "there are no present weights without an update"
+        try:
+            write_weights(weights_of(self._policy), present.folder)
+        except OSError as error:
+            raise EngineError(f"the weights for a server that is back cannot be written: {error}") from error
 
     def rest(self) -> None:
         """Nothing: the servers' memory is theirs."""
@@ -174,10 +230,14 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-def _same_for_all_ranks(text: str) -> str:
+def _world_size() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _same_for_all_ranks(found: _Result) -> _Result:
     """Rank 0's."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return text
-    box = [text]
+    if _world_size() == 1:
+        return found
+    box = [found]
     distributed.broadcast_object_list(box, src=0)
     return box[0]

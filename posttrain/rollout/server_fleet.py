@@ -1,17 +1,16 @@
 """One or many vLLM servers as one: requests spread by load, tried again elsewhere, and never waited for in vain."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
-
-import numpy as np
+from threading import Event
+from typing import Any, NoReturn
 
 from posttrain.errors import EngineError
 from posttrain.rollout.engine import Sample
 from posttrain.rollout.server_client import GENERATE, ServerLost, TryFailed
+from posttrain.rollout.server_homes import Homes
 from posttrain.rollout.server_member import FRESH, Member
 from posttrain.rollout.server_samples import Job, said_in
 from posttrain.rollout.server_weights import Published
@@ -36,28 +35,6 @@ class Patience:
     """Between two looks at the health of a server that is at a request."""
     probe_s: float = 30.0
     """For its health to be said."""
-
-
-class Homes:
-    """Which server knows a prompt: all samples and all later turns of a conversation begin with its first prompt."""
-
-    def __init__(self) -> None:
-        self._servers: dict[tuple[int, bytes], Member] = {}
-        self._lengths: set[int] = set()
-
-    def of(self, token_ids: np.ndarray) -> Member | None:
-        for length in sorted(self._lengths, reverse=True):
-            if length <= len(token_ids) and (home := self._servers.get(_key(token_ids, length))) is not None:
-                return home
-        return None
-
-    def learn(self, token_ids: np.ndarray, server: Member) -> None:
-        self._lengths.add(len(token_ids))
-        self._servers[_key(token_ids, len(token_ids))] = server
-
-
-def _key(token_ids: np.ndarray, length: int) -> tuple[int, bytes]:
-    return length, hashlib.blake2b(np.ascontiguousarray(token_ids[:length]).tobytes(), digest_size=12).digest()
 
 
 class Fleet:
@@ -135,6 +112,46 @@ class Fleet:
                 raise result
         if all(member.down_since is not None for member in self.members):
             self._give_up()
+
+    async def there(self) -> list[Member]:
+        """The servers that answer now, and what they are; those that do not are looked for."""
+        up = [member for member in self.members if member.down_since is None]
+        results = await asyncio.gather(*(member.look() for member in up), return_exceptions=True)
+        there = []
+        for member, result in zip(up, results, strict=True):
+            if isinstance(result, (ServerLost, TryFailed)):
+                self._lost(member, str(result))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                there.append(member)
+        return there
+
+    async def receive(
+        self, present: Published, invited: Sequence[tuple[Member, dict[str, Any]]], *, broken: Event
+    ) -> None:
+        """Has servers join a broadcast, each with its invitation. The others get files when they are back.
+
+        broken: set as soon as one has failed, for then the others wait for nobody who comes.
+        Raises TryFailed with what each of those that failed has said, when all have ended, or EngineError.
+        """
+        self.present = present
+        joining = (self._receives(member, present, invitation, broken) for member, invitation in invited)
+        failures = [failure for failure in await asyncio.gather(*joining) if failure]
+        if failures:
+            raise TryFailed("; ".join(failures))
+
+    async def _receives(self, member: Member, present: Published, invitation: dict[str, Any], broken: Event) -> str:
+        """What went wrong."""
+        try:
+            await member.receive(present, invitation)
+        except (ServerLost, TryFailed) as failure:
+            broken.set()
+            return f"{member.url} {failure}"
+        except EngineError:
+            broken.set()
+            raise
+        return ""
 
     async def close(self) -> None:
         for task in self._looking:

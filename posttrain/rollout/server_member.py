@@ -35,6 +35,8 @@ class Member:
         self.max_model_len = 0
         self.max_images: int | None = None
         """None until it is known, and for a server that does not say."""
+        self.num_workers: int | None = None
+        """Of all its copies of the model; None for a server that does not say."""
         self._label: str | None = None  # what it is known to hold; None = it has to be asked
         self._given: str | None = None  # the process that has had weights of this run
         self._giving = asyncio.Lock()
@@ -78,12 +80,29 @@ class Member:
                         f"{self.url} holds weights of another run ('{status['label']}'): restart it, or update its "
                         "weights before it is asked"
                     )
-                run = present.label.partition("-")[0]
-                foreign = status["label"] not in (FRESH, HALF_LOADED) and not status["label"].startswith(run + "-")
-                if foreign and status["process"] == self._given:
-                    raise EngineError(f"{self.url} is given weights by another run too: give each run its own servers")
-                await self._give(present, status)
+                self._check_takes(present, status)
+                await self._give(present)
             self._label, self._given = wanted, status["process"]
+
+    async def receive(self, present: Published, invitation: dict[str, Any]) -> None:
+        """Has the server join the trainer's broadcast of the present weights. Raises as `hold` does."""
+        async with self._giving:
+            status = await self._status()
+            self._check_takes(present, status)
+            self.doubt()
+            reply = await self._load(present, invitation)
+            _check_has(present, reply)
+            self._label, self._given = present.label, status["process"]
+
+    def _check_takes(self, present: Published, status: dict[str, Any]) -> None:
+        run = present.label.partition("-")[0]
+        foreign = status["label"] not in (FRESH, HALF_LOADED) and not status["label"].startswith(run + "-")
+        if foreign and status["process"] == self._given:
+            raise EngineError(f"{self.url} is given weights by another run too: give each run its own servers")
+        if status.get("device") == "cpu" and self._facts.family is Family.QWEN3_VL_MOE:
+            raise EngineError(
+                f"{self.url}: vLLM on a CPU packs the weights of experts once and cannot take new ones: serve on a GPU"
+            )
 
     async def look(self) -> None:
         """Learns what the server is."""
@@ -104,30 +123,28 @@ class Member:
                 "start it with `posttrain serve`"
             )
         self.max_model_len, self.max_images = int(status["max_model_len"]), status.get("max_images")
+        self.num_workers = status.get("workers")
         return status
 
-    async def _give(self, present: Published, status: dict[str, Any]) -> None:
-        if status.get("device") == "cpu" and self._facts.family is Family.QWEN3_VL_MOE:
-            raise EngineError(
-                f"{self.url}: vLLM on a CPU packs the weights of experts once and cannot take new ones: serve on a GPU"
-            )
+    async def _give(self, present: Published) -> None:
         files = present.files()
         if not files:
-            raise TryFailed("lacks the present weights, whose files are another rank's")
-        path, body = f"{WEIGHTS}/{present.label}", json.dumps({"files": files}).encode()
+            present.wanted.set()
+            raise TryFailed("lacks the present weights, of which this process has no files")
         begun = time.monotonic()
-        reply = await self._load(path, body)
+        reply = await self._load(present, {"files": files})
         for name in reply.get("missing", ()):  # it does not see the trainer's folder
             if name in files:
-                await self.client.put(f"{path}/{name}", present.folder / name, timeout_s=self._load_s)
+                path = f"{WEIGHTS}/{present.label}/{name}"
+                await self.client.put(path, present.folder / name, timeout_s=self._load_s)
         if "missing" in reply:
-            reply = await self._load(path, body)
-        if reply.get("label") != present.label:
-            raise TryFailed(f"did not take the weights: {json.dumps(reply)[:200]}")
+            reply = await self._load(present, {"files": files})
+        _check_has(present, reply)
         _log.info("gave %s weights %s in %.1f s", self.url, present.label, time.monotonic() - begun)
 
-    async def _load(self, path: str, body: bytes) -> dict[str, Any]:
-        reply = await self.client.post(path, body, timeout_s=self._load_s)
+    async def _load(self, present: Published, told: dict[str, Any]) -> dict[str, Any]:
+        path = f"{WEIGHTS}/{present.label}"
+        reply = await self.client.post(path, json.dumps(told).encode(), timeout_s=self._load_s)
         if not isinstance(reply, dict):
             raise TryFailed("sent an answer about weights that is none")
         return reply
@@ -164,3 +181,8 @@ class Member:
         while missed < 2:
             await asyncio.sleep(every_s)
             missed = 0 if await self.client.is_healthy(timeout_s=probe_s) else missed + 1
+
+
+def _check_has(present: Published, reply: dict[str, Any]) -> None:
+    if reply.get("label") != present.label:
+        raise TryFailed(f"did not take the weights: {json.dumps(reply)[:200]}")

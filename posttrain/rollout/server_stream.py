@@ -1,6 +1,7 @@
 """Requests to vLLM servers from a thread that goes on with its own work, and their samples as they end."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -8,7 +9,8 @@ from threading import Thread
 from posttrain.errors import EngineError
 from posttrain.model import ModelFacts
 from posttrain.rollout.engine import Answer, Request, Sample, Sampling
-from posttrain.rollout.server_fleet import Fleet, Homes
+from posttrain.rollout.server_fleet import Fleet
+from posttrain.rollout.server_homes import Homes
 from posttrain.rollout.server_samples import Job, job_for
 from posttrain.rollout.vllm_prompts import checked_prompt, vllm_seed
 from posttrain.teachers.data_urls import data_url
@@ -47,8 +49,17 @@ class ServerStream:
     """A `Stream` on vLLM servers. Made by `VllmServerEngine.stream`."""
 
     def __init__(
-        self, fleet: Fleet, background: Background, facts: ModelFacts, sampling: Sampling, max_model_len: int
+        self,
+        fleet: Fleet,
+        background: Background,
+        facts: ModelFacts,
+        sampling: Sampling,
+        max_model_len: int,
+        *,
+        between: Callable[[], None],
     ) -> None:
+        """between: called by the thread that polls, at least once a second while it waits."""
+        self._between = between
         self._fleet, self._background, self._facts, self._sampling = fleet, background, facts, sampling
         self._max_model_len = max_model_len
         self._homes = Homes()
@@ -86,6 +97,7 @@ class ServerStream:
         answers: list[Answer] = []
         waited = 0.0
         while self.num_running:
+            self._between()
             wait_s = 0.0 if answers else min(_LOOK_S, timeout_s - waited)
             try:
                 key, indices, future = self._ended.get(timeout=wait_s) if wait_s > 0 else self._ended.get_nowait()

@@ -1,9 +1,10 @@
 """The policy's weights as files that vLLM servers load, kept until the next ones so that any server can have them."""
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 import torch
 from safetensors.torch import save_file
@@ -17,11 +18,13 @@ _SHARD_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A whole checkpoint's weights in a folder that is named like their label."""
+    """A whole checkpoint's weights in a folder that is named like their label; none in it where they were broadcast."""
 
     label: str
     version: int
     folder: Path
+    wanted: Event = field(default_factory=Event)
+    """A server was not there when they were broadcast: it needs the files."""
 
     def files(self) -> dict[str, int]:
         """Names and bytes."""
@@ -31,30 +34,49 @@ class Published:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def write_weights(policy: nn.Module, folder: Path) -> None:
-    """The policy's weights, adapters merged, as shards of about 1 GiB; one of them in memory at a time."""
-    folder.mkdir(parents=True)
-    for number, shard in enumerate(_shards(policy)):
-        save_file(shard, folder / f"weights-{number:05d}.safetensors")
+def weights_of(policy: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a published checkpoint, adapters merged, one by one, wherever the policy is.
+
+    Sharded weights are gathered by all ranks together, so that every rank has to read all of it: `read_through`.
+    """
+    model = policy.model if isinstance(policy, PackedPolicy) else policy
+    with torch.no_grad():
+        weights = named_weights(model)  # pyright: ignore[reportArgumentType]
+    while True:
+        with torch.no_grad():  # not across a yield: it would be the reader's too
+            found = next(weights, None)
+        if found is None:
+            return
+        yield found[0], found[1].detach()
 
 
-def read_through(policy: nn.Module) -> None:
-    """What a rank does that does not write: sharded weights are gathered by all ranks together."""
-    for _ in _shards(policy):
+def write_weights(weights: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Shards of about 1 GiB; one of them in memory at a time. The folder is there once it is whole."""
+    part = folder.with_name(f"{folder.name}.part")
+    part.mkdir(parents=True)
+    try:
+        for number, shard in enumerate(_shards(weights)):
+            save_file(shard, part / f"weights-{number:05d}.safetensors")
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read_through(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """What a rank does that does not write, and the one that failed to."""
+    for _ in weights:
         pass
 
 
-def _shards(policy: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    model = policy.model if isinstance(policy, PackedPolicy) else policy
+def _shards(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
     shard: dict[str, torch.Tensor] = {}
     held = 0
-    with torch.no_grad():
-        for name, weight in named_weights(model):  # pyright: ignore[reportArgumentType]
-            # A copy: several names may be parts of one tensor, which a file of tensors cannot hold.
-            shard[name] = weight.detach().to("cpu", copy=True).contiguous()
-            held += shard[name].nbytes
-            if held >= _SHARD_BYTES:
-                yield shard
-                shard, held = {}, 0
+    for name, weight in weights:
+        # A copy: several names may be parts of one tensor, which a file of tensors cannot hold.
+        shard[name] = weight.to("cpu", copy=True).contiguous()
+        held += shard[name].nbytes
+        if held >= _SHARD_BYTES:
+            yield shard
+            shard, held = {}, 0
     if shard:
         yield shard

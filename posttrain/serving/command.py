@@ -46,7 +46,8 @@ def serve_model(
     ROLLOUT_KEY=... posttrain serve /models/Qwen3-VL-2B-Instruct --host 0.0.0.0 --api-key-env ROLLOUT_KEY
 
     Several GPUs: start one server on each with CUDA_VISIBLE_DEVICES and another --port, and list them all in
-    engine.servers. The run sends its weights over HTTP before every batch, or through --weights-dir.
+    engine.servers. The run sends its weights over HTTP before every batch, through --weights-dir, or broadcasts them
+    from memory to memory (engine.broadcast).
     """
     from posttrain.serving.launch import serve
 

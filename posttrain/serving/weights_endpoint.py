@@ -1,8 +1,9 @@
-"""A vLLM server's weights over HTTP: which ones it has, and new ones, uploaded or from a folder that it shares.
+"""A vLLM server's weights over HTTP: which ones it has, and new ones: uploaded, from a shared folder, or broadcast.
 
 GET  /v1/posttrain/weights                 the label of the weights, and what the server is
 PUT  /v1/posttrain/weights/{label}/{file}  a safetensors file of a coming update
-POST /v1/posttrain/weights/{label}         {"files": {name: bytes}}: load them; 409, {"missing": [...]} where some lack
+POST /v1/posttrain/weights/{label}         {"files": {name: bytes}}: load them; 409, {"missing": [...]} where some lack;
+                                           {"meeting": {...}, "first_rank": n}: join the trainer's broadcast
 
 The label is vLLM's own `weight_version`: the engine stamps it on every sample, so that none can be taken for another's.
 """
@@ -72,12 +73,12 @@ class WeightsEndpoint:
             case "PUT", [label, file]:
                 return await self._take(request, label, file)
             case "POST", [label]:
-                return await self._load(state.engine_client, label, (await request.json())["files"])
+                return await self._update(state.engine_client, label, await request.json())
         return _said(404, "weights are asked for by GET, a file is sent by PUT, an update is begun by POST")
 
     async def _status(self, state: Any) -> dict[str, Any]:
         engine, model = state.engine_client, state.engine_client.model_config
-        images = model.multimodal_config
+        images, parallel = model.multimodal_config, engine.vllm_config.parallel_config
         return {
             "label": await engine.get_weight_version(),
             "process": self._process,
@@ -86,6 +87,7 @@ class WeightsEndpoint:
             "max_images": images.get_limit_per_prompt("image") if images is not None else None,
             "logprobs_mode": model.logprobs_mode,
             "device": engine.vllm_config.device_config.device_type,
+            "workers": parallel.world_size * parallel.data_parallel_size,
         }
 
     async def _take(self, request: Request, label: str, file: str) -> Response:
@@ -101,28 +103,36 @@ class WeightsEndpoint:
         Path(part.name).rename(folder / file)
         return Response(status_code=204)
 
-    async def _load(self, engine: Any, label: str, files: dict[str, int]) -> Response:
-        if not files or not all(_NAME.fullmatch(name) for name in files):
-            return _said(400, "no files are named, or one with a name that is none")
+    async def _update(self, engine: Any, label: str, told: dict[str, Any]) -> Response:
         async with self._loading:
             if await engine.get_weight_version() == label:
                 return JSONResponse({"label": label})
+            if "meeting" in told:
+                await self._load(engine, label, "receive_posttrain_weights", (told["meeting"], told["first_rank"]))
+                return JSONResponse({"label": label})
+            files = told.get("files")
+            if not files or not all(_NAME.fullmatch(name) for name in files):
+                return _said(400, "no files are named, or one with a name that is none")
             found = {name: self._find(label, name, size) for name, size in files.items()}
             if missing := [name for name, path in found.items() if path is None]:
                 return JSONResponse({"missing": missing}, status_code=409)
-            await engine.pause_generation(mode="abort")
-            try:
-                await engine.update_weight_version(_HALF_LOADED)
-                await engine.collective_rpc("load_posttrain_weights", args=([str(path) for path in found.values()],))
-                await engine.reset_encoder_cache()
-                await engine.reset_mm_cache()
-                await engine.reset_prefix_cache()
-                await engine.update_weight_version(label)
-            finally:
-                await engine.resume_generation()
-                for uploaded in self._spool.iterdir():
-                    shutil.rmtree(uploaded)
+            await self._load(engine, label, "load_posttrain_weights", ([str(path) for path in found.values()],))
         return JSONResponse({"label": label})
+
+    async def _load(self, engine: Any, label: str, method: str, arguments: tuple[Any, ...]) -> None:
+        """method: of the workers."""
+        await engine.pause_generation(mode="abort")
+        try:
+            await engine.update_weight_version(_HALF_LOADED)
+            await engine.collective_rpc(method, args=arguments)
+            await engine.reset_encoder_cache()
+            await engine.reset_mm_cache()
+            await engine.reset_prefix_cache()
+            await engine.update_weight_version(label)
+        finally:
+            await engine.resume_generation()
+            for uploaded in self._spool.iterdir():
+                shutil.rmtree(uploaded)
 
     def _find(self, label: str, name: str, size: int) -> Path | None:
         """The file of exactly that size, of the shared folder or uploaded."""

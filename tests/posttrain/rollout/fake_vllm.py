@@ -3,14 +3,19 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from posttrain.model import ModelFacts
 from safetensors.torch import load
 
+from posttrain.serving.weight_broadcast import BroadcastFailed, Meeting, received
 from tests.posttrain.teachers.fake_server import FakeServer, Handler, Reply, _error, _Listener
+from tests.waiting import HANG_S
 
 WEIGHTS = "/v1/posttrain/weights"
 
@@ -32,12 +37,16 @@ class FakeVllm(FakeServer):
         self.loaded: dict[str, Any] = {}
         """Tensors of the last update."""
         self.load_faults: list[tuple[int, str]] = []
+        self.num_workers: int | None = 1
+        """None: a server that does not say, and knows of no broadcasts."""
+        self.leaves_after: int | None = None
+        """Tensors of the next broadcast, after which a worker has had enough."""
         super().__init__(facts)
 
     def start(self) -> None:
+        self.let_go.clear()
         handler = type("BoundHandler", (_Handler,), {"fake": self})
         self._http = _Listener(("127.0.0.1", self._port), handler)
-        self._port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def forget(self) -> None:
@@ -81,6 +90,33 @@ class FakeVllm(FakeServer):
         self.loaded, self.label = found, label
         return 200, {"label": label}
 
+    def receive(self, label: str, meeting: dict[str, Any], first_rank: int) -> tuple[int, Reply]:
+        """Joins a broadcast with all its workers; the weights that the last of them has are the fake's."""
+        if self.load_faults:
+            status, message = self.load_faults.pop(0)
+            return status, _error(message)
+        assert self.num_workers is not None
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            ranks = range(first_rank, first_rank + self.num_workers)
+            found = list(threads.map(lambda rank: self._received(Meeting(**meeting), rank), ranks))
+        if isinstance(found[-1], str):
+            return 500, _error(found[-1])
+        self.loaded, self.label = found[-1], label
+        return 200, {"label": label}
+
+    def _received(self, meeting: Meeting, rank: int) -> dict[str, Any] | str:
+        found = {}
+        try:
+            with closing(received(meeting, rank, torch.device("cpu"))) as weights:
+                for name, weight in weights:
+                    if len(found) == self.leaves_after:
+                        self.leaves_after = None
+                        return "ValueError: no room for more"
+                    found[name] = weight
+        except BroadcastFailed as failure:
+            return f"BroadcastFailed: {failure}"
+        return found
+
 
 class _Handler(Handler):
     fake: FakeVllm
@@ -90,7 +126,7 @@ class _Handler(Handler):
             if self.fake.is_healthy:
                 self.send(200, b"")
             else:
-                time.sleep(3)
+                self.fake.let_go.wait(HANG_S)
             return
         self.fake.log.append("look")
         if not self._admitted():
@@ -100,6 +136,7 @@ class _Handler(Handler):
             return
         fake = self.fake
         status = {"label": fake.label, "process": fake.process, "model": "/m", "max_model_len": 200, "device": "cpu"}
+        status |= {"workers": fake.num_workers} if fake.num_workers is not None else {}
         self.send(200, {**status, "logprobs_mode": fake.logprobs_mode})
 
     def do_PUT(self) -> None:
@@ -113,9 +150,9 @@ class _Handler(Handler):
             self.fake.log.append("sample")
             super().do_POST()
             return
-        self.fake.log.append("load")
-        files = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["files"]
-        self.send(*self.fake.load(self.path.removeprefix(WEIGHTS + "/"), files))
+        told, label = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.path.split("/")[-1]
+        self.fake.log.append("receive" if "meeting" in told else "load")
+        self.send(*(self.fake.receive(label, **told) if "meeting" in told else self.fake.load(label, told["files"])))
 
 
 def said(seed: int, length: int) -> list[int]:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 PARITY = 1e-5
 """Nats in float32, measured 2e-6."""
-_STARTS_WITHIN_S = 240
+_STARTS_WITHIN_S = 900
 _KEY = "a-key-of-tests"
 
 
@@ -67,6 +67,11 @@ class Server:
                     time.sleep(0.3)
         self.kill()
         pytest.fail(f"the server did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
+
+    def stop(self) -> None:
+        """As if it hung."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         """Without a word of farewell."""
@@ -185,6 +190,24 @@ def test_updates_are_loaded_by_both_servers_with_adapters_merged(connect, tiny) 
     assert tiny.gap(requests, samples) < PARITY
 
 
+def test_weights_are_broadcast_to_both_servers_without_a_file(connect, tiny, caplog) -> None:
+    """Several buckets, as those of a large model; two updates, the second of merged adapters."""
+    engine, requests = connect(broadcast="gloo"), [tiny.request(f"Look {n}.", [(64, 64)], n=1) for n in range(6)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("posttrain.serving.weight_broadcast._BUCKET_BYTES", 1 << 16)
+        for version in (6, 7):
+            if version == 6:
+                tiny.shake(version)
+            else:
+                config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+                tiny.policy = PackedPolicy(get_peft_model(tiny.model, config), tiny.facts)
+            engine.update_weights(tiny.policy, version)
+            samples = engine.generate(requests, Sampling(max_new_tokens=8, seed=version))
+            assert {sample.weights_version for group in samples for sample in group} == {version}
+            assert tiny.gap(requests, samples) < PARITY
+    assert not list(engine._weights_dir.glob("*")) and "as files" not in caplog.text
+
+
 def test_banned_tokens_are_never_sampled_from_a_head_that_craves_them(connect, tiny) -> None:
     engine, request = connect(), tiny.request("Locate the red circle.", [(64, 64)], n=16)
     tiny.crave(tiny.facts.video_token_id, request, nats=8.0)
@@ -211,12 +234,13 @@ def test_a_server_killed_in_a_batch_and_restarted_with_other_weights(connect, ti
     engine.update_weights(tiny.policy, 9)
     requests = [tiny.request(f"Look {place}.", [(64, 64)], n=1) for place in range(12)]
     stream = engine.stream(Sampling(max_new_tokens=0))
+    servers[0].stop()  # so that its share is not done when it is killed
     for key, request in enumerate(requests):
         stream.add(key, request, max_new_tokens=200, seed=key)
     answers = stream.poll(0.5)
     servers[0].kill()
     assert len(answers) < len(requests)
-    answers += drain(stream, within_s=60)
+    answers += drain(stream, within_s=300)
     assert gap_of(tiny, requests, answers) < PARITY
 
     other = tmp_path / "other"
@@ -230,16 +254,18 @@ def test_a_server_killed_in_a_batch_and_restarted_with_other_weights(connect, ti
     answers = []
     for key, request in enumerate(requests):
         stream.add(key, request, max_new_tokens=6, seed=key)
-    answers = drain(stream, within_s=60)
+    answers = drain(stream, within_s=300)
     assert {answer.sample.weights_version for answer in answers} == {9}
     assert gap_of(tiny, requests, answers) < PARITY  # it was given the present weights before it was asked
 
 
 def test_without_any_server_there_is_an_error_in_time(connect, tiny, servers) -> None:
     """Runs last: it leaves none alive."""
-    engine = connect(without_servers_s=2.0)
+    engine = connect(without_servers_s=10.0)
     engine.update_weights(tiny.policy, 1)
     stream = engine.stream(Sampling(max_new_tokens=0))
+    for server in servers:
+        server.stop()
     for key in range(4):
         stream.add(key, tiny.request(f"Look {key}.", n=1), max_new_tokens=400, seed=key)
     stream.poll(0.3)
@@ -247,5 +273,5 @@ def test_without_any_server_there_is_an_error_in_time(connect, tiny, servers) ->
         server.kill()
     begun = time.monotonic()
     with pytest.raises(EngineError, match="no vLLM server answers"):
-        drain(stream, within_s=60)
-    assert time.monotonic() - begun < 15
+        drain(stream, within_s=300)
+    assert time.monotonic() - begun < 120

@@ -25,12 +25,14 @@ class NotingEngine:
         self.label = "default"
         self.told: list[str] = []
         self.loaded: list[bytes] = []
+        self.arguments: tuple[Any, ...] = ()
         self.fails = False
         images = SimpleNamespace(get_limit_per_prompt={"image": 4}.__getitem__)
         self.model_config = SimpleNamespace(
             model="/m", max_model_len=64, logprobs_mode="processed_logprobs", multimodal_config=images
         )
-        self.vllm_config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"))
+        parallel = SimpleNamespace(world_size=2, data_parallel_size=3)
+        self.vllm_config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"), parallel_config=parallel)
 
     async def get_weight_version(self) -> str:
         return self.label
@@ -39,9 +41,11 @@ class NotingEngine:
         self.told.append(label)
         self.label = label
 
-    async def collective_rpc(self, method: str, args: tuple[list[str]]) -> None:
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> None:
         self.told.append(method)
-        self.loaded = [Path(path).read_bytes() for path in args[0]]
+        self.arguments = args
+        if method == "load_posttrain_weights":
+            self.loaded = [Path(path).read_bytes() for path in args[0]]
         if self.fails:
             raise RuntimeError("size mismatch\nwith a long story")
 
@@ -84,6 +88,7 @@ def ask(engine: NotingEngine, monkeypatch: pytest.MonkeyPatch):
 def test_it_says_what_it_is(ask) -> None:
     status = ask("GET", PREFIX).json()
     assert status["label"] == "default" and status["max_model_len"] == 64 and status["max_images"] == 4
+    assert status["workers"] == 6
     assert status["process"] == ask("GET", PREFIX).json()["process"]
 
 
@@ -100,6 +105,17 @@ def test_files_that_lack_are_named_uploaded_and_loaded_while_nothing_is_sampled(
     assert engine.told == ["pause", "half-loaded", "load_posttrain_weights", "run-1-1", "resume"]
     again = ask("POST", f"{PREFIX}/run-1-1", json={"files": files})
     assert again.status_code == 200 and len(engine.told) == 5  # it has them
+
+
+def test_a_broadcast_is_joined_while_nothing_is_sampled(ask, engine) -> None:
+    meeting = {"host": "127.0.0.1", "port": 1, "backend": "gloo", "world_size": 7, "timeout_s": 1.0}
+    told = {"meeting": meeting, "first_rank": 1}
+    assert ask("POST", f"{PREFIX}/run-1-1", json=told).json() == {"label": "run-1-1"}
+    assert engine.told == ["pause", "half-loaded", "receive_posttrain_weights", "run-1-1", "resume"]
+    assert engine.arguments == (meeting, 1)
+    engine.fails = True
+    assert ask("POST", f"{PREFIX}/run-2-2", json=told).status_code == 500
+    assert engine.label == "half-loaded" and engine.told[-1] == "resume"
 
 
 def test_the_shared_folder_is_read_and_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request) -> None:
