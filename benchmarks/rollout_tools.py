@@ -36,12 +36,12 @@ from PIL import Image
 from posttrain.model import PackedPolicy
 from posttrain.model.tiny import TinySize
 
-from posttrain.data import Renderer
-from posttrain.environments.environment import Observation
+from posttrain.data import RenderedPrompt, Renderer
+from posttrain.environments.environment import Observation, Opening
 from posttrain.environments.tool_environment import ToolEnvironment
 from posttrain.records import Example, Status
 from posttrain.rollout.engine import Request, Sampling
-from posttrain.rollout.environment_turns import opened, stepped
+from posttrain.rollout.environment_turns import shown_answer, shown_opening, stepped
 from posttrain.rollout.episode import Episode, Limits
 from posttrain.rollout.rolling import Rollouts
 from posttrain.rollout.rolling_batch import TaskEnvironment
@@ -114,7 +114,7 @@ class Bench:
         self.sampling = Sampling(max_new_tokens=MOST_TOKENS)
         pixels = np.random.default_rng(0).integers(0, 256, (EPISODES, SIDE, SIDE, 3), dtype=np.uint8)
         self.examples = [example(number, Image.fromarray(picture)) for number, picture in enumerate(pixels)]
-        self.openings = [opened(self.environment(), row, self.renderer)[1] for row in self.examples]
+        self.openings = [self.opened(self.environment(), row)[1] for row in self.examples]
         self.engine.prompts = [prompt.token_ids for prompt in self.openings]
         self.rollouts = Rollouts(
             engine=self.engine,
@@ -193,11 +193,12 @@ class Bench:
         environments = [self.environment() for _ in episodes]
 
         def answer(k: int, text: str) -> Any:
-            return stepped(environments[k], text, episodes[k].num_images_left, self.examples[k], self.renderer)
+            said = stepped(environments[k], text)
+            return shown_answer(said, episodes[k].num_images_left, self.examples[k], self.renderer)
 
         with ThreadPoolExecutor(EPISODES) as pool:
             for k, (opening, prompt) in enumerate(
-                pool.map(lambda k: opened(environments[k], self.examples[k], self.renderer), range(EPISODES))
+                pool.map(lambda k: self.opened(environments[k], self.examples[k]), range(EPISODES))
             ):
                 episodes[k].begin(prompt, opening)
             live = list(range(EPISODES))
@@ -210,6 +211,9 @@ class Bench:
                     else:
                         episodes[k].done(verdict, 0.0)
                 live = [k for k in live if not episodes[k].has_ended]
+
+    def opened(self, environment: ToolEnvironment, row: Example) -> tuple[Opening, RenderedPrompt]:
+        return shown_opening(environment.start(row), row, self.renderer)
 
     def environment(self) -> ToolEnvironment:
         return ToolEnvironment(tools=[self.tool()])

@@ -42,6 +42,17 @@ class Status(StrEnum):
     ERROR = "error"
 
 
+class Limit(StrEnum):
+    """What cut a trajectory short."""
+
+    NEW_TOKENS = "max_new_tokens"
+    """Within a turn."""
+    TURNS = "max_turns"
+    IMAGES = "max_images"
+    """Of the episode, or of what the engine reads."""
+    LENGTH = "max_length"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One turn of the policy in an episode, and what the environment answered."""
@@ -79,7 +90,9 @@ class Trajectory:
     """What the policy said, decoded."""
     status: Status = Status.FINISHED
     error: str = ""
-    """Why it has no score, or which limit cut it short."""
+    """Why it has no score, or which limit cut it short, in words."""
+    limit: Limit | None = None
+    """Which one it was; None where it was not cut short."""
     turns: tuple[Turn, ...] = ()
     """Of an episode with an environment, in order; empty where the task has none."""
     opening: tuple[Message, ...] = ()

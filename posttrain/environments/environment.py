@@ -6,13 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
+from posttrain.environments.shown_messages import check_observation, check_opening
 from posttrain.records import Example, Message
 from posttrain.rewards import ToolCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What the policy is shown first."""
+    """What the policy is shown first. Raises ValueError where it cannot be shown as it is."""
 
     messages: tuple[Message, ...]
     """Ends with a user turn; the n-th image part shows the n-th image."""
@@ -20,6 +21,9 @@ class Opening:
     """RGB, not resized."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Schemas as chat templates take them: {"type": "function", "function": {"name", "description", "parameters"}}."""
+
+    def __post_init__(self) -> None:
+        check_opening(self.messages, self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What the policy reads next; the episode goes on."""
+    """What the policy reads next; the episode goes on. Raises ValueError where it cannot be shown as it is."""
 
     messages: tuple[Message, ...]
     """Turns of the role "tool" or "user", with image parts where images are shown."""
@@ -53,6 +57,9 @@ class Observation:
     """RGB, not resized, in the order of their parts."""
     calls: tuple[ToolCall, ...] = ()
     """The calls that this turn made, as they went: what rewards and the report count."""
+
+    def __post_init__(self) -> None:
+        check_observation(self.messages, self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +74,9 @@ class Done:
 class Environment(Protocol):
     """One episode with one example; made anew for every trajectory, used once.
 
-    `start`, `step` and `close` may be coroutines. They are called one after another, on any thread. What they raise
-    ends this episode, without a score, and no other.
+    `start`, `step` and `close` may be coroutines. They are called one after another, each on whichever thread is free:
+    what only works on the thread that made it cannot be kept from one to the next. What they raise ends this episode,
+    without a score, and no other.
     """
 
     def validate(self, example: Example) -> None:
@@ -80,7 +88,7 @@ class Environment(Protocol):
     def step(self, reply: Reply) -> Observation | Done | Awaitable[Observation | Done]: ...
 
     def close(self) -> Awaitable[None] | None:
-        """Called once, also after a failure."""
+        """Called once if `start` was called, also after a failure, `start`'s own too; what needs it is made there."""
         ...
 
 

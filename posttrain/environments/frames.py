@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.environments.arguments import shown
 from posttrain.environments.tool_registry import register_tool
-from posttrain.environments.tools import Tool, ToolBroken, ToolContext, ToolError, shown, tool_from_function
+from posttrain.environments.tools import Tool, ToolBroken, ToolContext, ToolError, tool_from_function
 from posttrain.errors import ConfigError
 
 

@@ -2,8 +2,9 @@
 
 from PIL import Image, ImageEnhance
 
+from posttrain.environments.arguments import shown
 from posttrain.environments.tool_registry import register_tool
-from posttrain.environments.tools import ToolContext, ToolError, shown
+from posttrain.environments.tools import ToolContext, ToolError
 
 _MAX_STRENGTH = 10
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from posttrain.environments.deadlines import run_within
 from posttrain.environments.environment import Environment
 from posttrain.environments.options import checked_options, imported, options_of, spec_parts
 from posttrain.errors import ConfigError
@@ -19,7 +18,6 @@ EnvironmentSpec = str | Mapping[str, Any] | Callable[..., Any]
 """A registered name, "module:Class", `{"name": ..., **options}`, a class, or a factory."""
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 
-_CLOSE_S = 60.0
 _registered: dict[str, Callable[..., Any]] = {}
 
 
@@ -59,8 +57,9 @@ def make_environment_factory(spec: EnvironmentSpec) -> EnvironmentFactory:
 
     `"tools"`, `{"name": "tools", "tools": ["image_zoom_in_tool"]}`, `"my_module:MyEnvironment"`,
     `{"name": "my_module:MyEnvironment", **options}`, a class, or a function that returns an environment. One is made at
-    once, so that options that cannot be used are an error here and not in a rollout. Raises ConfigError for an unknown
-    name, module, option, an option of the wrong type, and for what makes no environment.
+    once, and neither started nor closed, so that options that cannot be used are an error here and not in a rollout.
+    Raises ConfigError for an unknown name, module, option, an option of the wrong type, and for what makes no
+    environment.
     """
     if isinstance(spec, str):
         return _from_name(spec, {})
@@ -79,8 +78,8 @@ def _factory(maker: Any, options: Mapping[str, Any], what: str) -> EnvironmentFa
     factory = partial(maker, **checked_options(maker, options, what))
     made = factory()
     if not isinstance(made, Environment):
-        raise ConfigError(f"{what} must make an object with validate, start, step and close, got {made!r:.80}")
-    run_within(_CLOSE_S, made.close, lambda _: None)
+        wanted = "an object with validate, start, step and close"
+        raise ConfigError(f"{what} must make {wanted}, got {made!r:.80}{_trl_hint(type(made))}")
     return factory
 
 
@@ -89,8 +88,11 @@ def _check_maker(maker: Any, what: str) -> None:
         raise ConfigError(f"{what}: {maker!r:.80} is a finished object; give its class, because it is made per episode")
     if isinstance(maker, type) and not issubclass(maker, Environment):
         lacking = [name for name in ("validate", "start", "step", "close") if name not in dir(maker)]
-        hint = "; if it was written for TRL, give {name: trl, environment: ...}" if "reset" in dir(maker) else ""
-        raise ConfigError(f"{what}: the class {maker.__name__} lacks {', '.join(lacking)}{hint}")
+        raise ConfigError(f"{what}: the class {maker.__name__} lacks {', '.join(lacking)}{_trl_hint(maker)}")
+
+
+def _trl_hint(maker: type) -> str:
+    return "; if it was written for TRL, give {name: trl, environment: ...}" if "reset" in dir(maker) else ""
 
 
 def _known(name: str) -> Callable[..., Any]:

@@ -3,17 +3,18 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from posttrain.data.images import open_image
 from posttrain.data.marks import IMAGE_MARK, VIDEO_MARK
 from posttrain.environments.calls import without_surrogates
-from posttrain.environments.tools import ToolError
+from posttrain.environments.tool_errors import ToolBroken, ToolError
 
 MIN_SIDE = 32
 """Pixels: one token of Qwen3-VL. A thinner image is enlarged."""
@@ -60,10 +61,13 @@ def text_answer(text: str, limits: AnswerLimits) -> ToolAnswer:
     return ToolAnswer(parts=({"type": "text", "text": safe_text(text, limits.max_text_chars)},))
 
 
-def tool_answer(result: Any, limits: AnswerLimits) -> ToolAnswer:
+def tool_answer(
+    result: Any, limits: AnswerLimits, *, tool: str = "a tool", written: Callable[[Any], str] | None = None
+) -> ToolAnswer:
     """The answer of a tool that returned text, an image, a list of both, chat content parts, or anything JSON-able.
 
-    Raises ToolError for what is none of these, and for an image that cannot be shown.
+    Numbers and arrays of NumPy are JSON-able. What is none of these is `written` as text; without that, it raises
+    ToolBroken, because no call could do better. Raises ToolError for an image that cannot be shown.
     """
     parts: list[Mapping[str, Any]] = []
     images: list[Image.Image] = []
@@ -78,7 +82,7 @@ def tool_answer(result: Any, limits: AnswerLimits) -> ToolAnswer:
             chars_left = max(chars_left - len(text), 0)
             texts.clear()
 
-    for item in _items(result):
+    for item in _items(result, tool, written):
         if isinstance(item, str):
             texts.append(item)
         elif len(images) == limits.max_images:
@@ -130,20 +134,31 @@ def shown_image(image: Image.Image, max_pixels: int = 12_845_056) -> Image.Image
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0 if scale < 1 else None)
 
 
-def _items(result: Any) -> Iterator[str | Image.Image]:
+def _items(result: Any, tool: str, written: Callable[[Any], str] | None) -> Iterator[str | Image.Image]:
     if isinstance(result, str | Image.Image):
         yield result
     elif _is_part(result):
         yield result["text"] if result["type"] == "text" else result["image"]
     elif isinstance(result, list | tuple) and any(isinstance(x, Image.Image) or _is_part(x) for x in result):
         for item in result:
-            yield from _items(item)
+            yield from _items(item, tool, written)
     else:
         try:
-            yield json.dumps(result, ensure_ascii=False)
+            text = json.dumps(result, ensure_ascii=False, default=_plain)
         except (TypeError, ValueError, RecursionError) as error:
-            kind = type(result).__name__
-            raise ToolError(f"it returned a {kind} that is no text, image or JSON ({error!s:.100})") from None
+            if written is None:
+                kind = type(result).__name__
+                problem = f"{tool} returned a {kind} that is no text, image or JSON ({error!s:.100})"
+                raise ToolBroken(f"{problem}; write it as text in the tool") from None
+            text = written(result)
+        yield text
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's; raises TypeError for what is neither."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _is_part(value: Any) -> bool:

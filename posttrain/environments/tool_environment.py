@@ -1,14 +1,16 @@
 """The environment of tools: the policy calls them until a reply without calls, which is its answer."""
 
+import inspect
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
-from posttrain.environments.deadlines import run_within
-from posttrain.environments.environment import CallRequest, Done, Observation, Opening, Reply
+from posttrain.environments.deadlines import TimeUp, run_within
+from posttrain.environments.environment import CallRequest, Done, Environment, Observation, Opening, Reply
+from posttrain.environments.own_thread import OwnThread
 from posttrain.environments.registry import register_environment
 from posttrain.environments.tool_answers import AnswerLimits, ToolAnswer, text_answer, tool_answer
 from posttrain.environments.tool_registry import ToolSpec, make_tool
@@ -27,8 +29,10 @@ class ToolEnvironment:
     """One episode with tools. The calls of a reply run in order, each sees the images of those before it.
 
     Whatever goes wrong in a call is an answer that the policy reads, `Tool Execution Error: ...`, and the episode goes
-    on; only ToolBroken ends it. Raises ConfigError for options that cannot be used, RuntimeError where it is used in
-    another order than `start`, `step`..., `close`.
+    on; only ToolBroken ends it, and what only the tool's author can put right: a result that cannot be shown. Tools
+    that are methods of another environment share one thread of the episode, and one of them that does not answer in
+    time ends it too. Raises ConfigError for options that cannot be used, RuntimeError where it is used in another order
+    than `start`, `step`..., `close`.
     """
 
     tools: Sequence[ToolSpec]
@@ -56,6 +60,8 @@ class ToolEnvironment:
     _example: Example | None = field(init=False, repr=False, default=None)
     _images: list[Image.Image] = field(init=False, repr=False, default_factory=list)
     _num_prompt_images: int = field(init=False, repr=False, default=0)
+    _thread: OwnThread = field(init=False, repr=False, default_factory=OwnThread)
+    """Of tools that are methods of an environment."""
     _is_closed: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +71,7 @@ class ToolEnvironment:
             raise ConfigError(f"limits of a tool environment must be above 0 (max_image_pixels 1,024), got {self}")
         if isinstance(self.tools, str):
             raise ConfigError(f"tools must be a list, got the text {self.tools!r:.80}")
-        made = [make_tool(spec) for spec in self.tools]
+        made = [self._made(spec) for spec in self.tools]
         self._tools = {tool.name: tool for tool in made}
         if len(self._tools) < len(made):
             twice = next(name for name in self._tools if sum(tool.name == name for tool in made) > 1)
@@ -124,6 +130,12 @@ class ToolEnvironment:
     def close(self) -> None:
         self._is_closed = True
         self._images = []
+        self._thread.end()
+
+    def _made(self, spec: ToolSpec) -> Tool:
+        tool = make_tool(spec)
+        is_of_environment = inspect.ismethod(spec) and isinstance(spec.__self__, Environment)
+        return replace(tool, thread=self._thread) if is_of_environment else tool
 
     def _run(self, request: CallRequest, ends: float) -> tuple[ToolAnswer, str]:
         """The answer of one call, and its error where it has one; `ends` is when the turn's time is up."""
@@ -145,8 +157,13 @@ class ToolEnvironment:
             answer = run_within(
                 seconds,
                 lambda: tool.call(request.arguments, context),
-                lambda result: tool_answer(result, self._limits),
+                lambda result: tool_answer(result, self._limits, tool=f"tool {tool.name!r}", written=tool.written),
+                tool.thread,
             )
+        except TimeUp as error:
+            if tool.thread is not None:
+                raise ToolBroken(f"tool {tool.name!r} gave {error}, and may still be changing its object") from error
+            return self._error(str(error))
         except ToolError as error:
             return self._error(str(error))
         except (ToolBroken, KeyboardInterrupt):

@@ -1,18 +1,21 @@
 """Environments written for TRL's `environment_factory`: objects with `reset`, whose other public methods are tools."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
+from posttrain.environments.deadlines import run_on
 from posttrain.environments.environment import Done, Observation, Opening, Reply
 from posttrain.environments.options import imported
+from posttrain.environments.own_thread import OwnThread
 from posttrain.environments.registry import register_environment
-from posttrain.environments.tool_answers import AnswerLimits, tool_answer
+from posttrain.environments.tool_answers import AnswerLimits, ToolAnswer, tool_answer
 from posttrain.environments.tool_environment import ToolEnvironment
 from posttrain.environments.tool_registry import ToolSpec
+from posttrain.environments.tools import Tool, tool_from_function
 from posttrain.errors import ConfigError, DataError
 from posttrain.records import Example, Message
 
@@ -26,9 +29,14 @@ class TRLEnvironment:
 
     Public methods of its class but `reset` and `get_reward` are tools, `async` ones too. `reset` gets the row's columns
     by name (`prompt`, `images`, and the reference fields); what it returns, None, text or a list of content parts, is
-    added to the last turn of the prompt. `get_reward` is `score` here. Different from TRL: the object is made anew for
-    every episode, `reset` without `**kwargs` gets only the columns that it names, a call's arguments are checked before
-    it, errors read `Tool Execution Error: ...`, and what is no text is written as JSON.
+    added to the last turn of the prompt. `get_reward` is `score` here. What a tool returns that is no text, image or
+    JSON is written by `str`.
+
+    The factory and the object's methods run on one thread, coroutines in the event loop of all tools. A call that does
+    not answer in time ends the episode with ToolBroken: it may still be changing the object, whose reward then means
+    nothing. Different from TRL: the object is made anew for every episode, `reset` without `**kwargs` gets only the
+    columns that it names, and may be `async`; a call's arguments are checked before it, errors read `Tool Execution
+    Error: ...`, and what is no text is written as JSON.
     """
 
     environment: str | Callable[[], Any]
@@ -44,15 +52,16 @@ class TRLEnvironment:
     max_text_chars: int = 8000
     """Text of one answer; more is cut off, with a remark."""
     _object: Any = field(init=False, repr=False)
+    _thread: OwnThread = field(init=False, repr=False, default_factory=OwnThread)
     _inner: ToolEnvironment = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         factory = imported(self.environment, "environment") if isinstance(self.environment, str) else self.environment
-        self._object = factory()
+        self._object = run_on(self._thread, factory)
         if "reset" not in dir(self._object):
             raise ConfigError(f"{type(self._object).__name__} has no method reset, which TRL's environments must have")
         methods = [
-            getattr(self._object, name)
+            self._tool(getattr(self._object, name))
             for name, _ in inspect.getmembers(type(self._object), inspect.isfunction)
             if name not in _NOT_TOOLS and not name.startswith("_")
         ]
@@ -65,17 +74,24 @@ class TRLEnvironment:
         )
 
     def validate(self, example: Example) -> None:
+        """Raises DataError where `reset` wants columns that the row lacks, and as the environment `tools`."""
+        row = _row(example)
+        if lacking := [name for name in _required(self._object.reset) if name not in row]:
+            raise DataError(
+                f"{example.id}: {type(self._object).__name__}.reset wants {', '.join(map(repr, lacking))}, but the "
+                f"row's columns are: {', '.join(row)}"
+            )
         self._inner.validate(example)
 
     def start(self, example: Example) -> Opening:
         self.validate(example)
-        asked = example.messages[:-1] if example.messages[-1]["role"] == "assistant" else example.messages
-        added = self._object.reset(**_accepted(self._object.reset, _row(example, asked)))
+        added = run_on(self._thread, lambda: self._object.reset(**_accepted(self._object.reset, _row(example))))
+        asked = _asked(example)
         if added is None:
             return self._inner.start(replace(example, messages=asked))
         if not isinstance(added, str | list):
             raise DataError(f"{example.id}: reset must return None, text or a list of parts, got {added!r:.80}")
-        answer = tool_answer(added, AnswerLimits(max_text_chars=self.max_text_chars))
+        answer = self._reset_answer(added)
         last = {**asked[-1], "content": _joined(asked[-1]["content"], answer.message["content"])}
         return self._inner.start(
             replace(example, messages=(*asked[:-1], last), images=(*example.images, *answer.images))
@@ -84,19 +100,38 @@ class TRLEnvironment:
     def step(self, reply: Reply) -> Observation | Done:
         return self._inner.step(reply)
 
-    def score(self) -> float | Awaitable[float | None] | None:
+    def score(self) -> float | None:
         """What the object's `get_reward` returns; None where it has none."""
         if "get_reward" not in dir(self._object):
             return None
-        return self._object.get_reward()
+        return run_on(self._thread, self._object.get_reward)
 
     def close(self) -> None:
         self._inner.close()
+        self._thread.end()
+
+    def _tool(self, method: Callable[..., Any]) -> Tool:
+        return replace(tool_from_function(method), thread=self._thread, written=str)
+
+    def _reset_answer(self, added: str | list[Any]) -> ToolAnswer:
+        limits = AnswerLimits(max_text_chars=self.max_text_chars)
+        return tool_answer(added, limits, tool=f"{type(self._object).__name__}.reset", written=str)
 
 
-def _row(example: Example, asked: tuple[Message, ...]) -> dict[str, Any]:
+def _asked(example: Example) -> tuple[Message, ...]:
+    messages = example.messages
+    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+
+
+def _row(example: Example) -> dict[str, Any]:
     images: list[Image.Image] = list(example.images)
-    return {**example.reference, "prompt": list(asked), **({"images": images} if images else {})}
+    return {**example.reference, "prompt": list(_asked(example)), **({"images": images} if images else {})}
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind in by_name and p.default is p.empty]
 
 
 def _accepted(function: Callable[..., Any], row: Mapping[str, Any]) -> dict[str, Any]:

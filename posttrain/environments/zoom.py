@@ -96,11 +96,11 @@ class ImageZoom:
     ) -> tuple[float, float, float, float]:
         left, top, right, bottom = box
         shorter = min(right - left, bottom - top)
-        if shorter >= self.min_side:
+        if shorter >= self.min_side or shorter == 0:  # a number that is no pixel, however wide
             return box
         ratio = self.min_side / shorter
-        half_width = math.ceil((right - left) * ratio * 0.5)
-        half_height = math.ceil((bottom - top) * ratio * 0.5)
+        half_width = math.ceil(min((right - left) * ratio * 0.5, size[0]))
+        half_height = math.ceil(min((bottom - top) * ratio * 0.5, size[1]))
         x, y = (left + right) / 2, (top + bottom) / 2
         grown = (
             max(0, math.floor(x - half_width)),

@@ -42,6 +42,7 @@ SCALES = (
     Scale(name="advantage", letter="a", title="advantage", low="−2", high="+2"),
 )
 """In the order in which the page prefers them. An advantage below 0 is marked `n`, one above `a`."""
+_WORSE = "n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,13 @@ def token_scales(row: Row) -> list[str]:
     return [s.name for s in SCALES if s.name in found]
 
 
+def coloured_frac(tokens: Sequence[Token], scale: Scale) -> float:
+    """Share of the tokens that this number gives a colour; 0 where there are none."""
+    letters = (scale.letter, _WORSE) if scale.name == "advantage" else (scale.letter,)
+    coloured = sum(any(mark.startswith(letters) for mark in token.marks.split()) for token in tokens)
+    return coloured / max(1, len(tokens))
+
+
 def card_tokens(raw: Any, advantage: float | None) -> list[Token]:
     """Tokens of one turn. Empty where none were recorded. `advantage`: of those that have none of their own."""
     if not isinstance(raw, list) or not all(isinstance(t, dict) for t in raw):
@@ -106,7 +114,7 @@ def _token(raw: Mapping[str, Any], advantage: float | None) -> Token:
 def _mark(scale: Scale, value: float) -> str:
     share = _SHARES[scale.name](value)
     level = min(max(math.ceil(share * _TOP - 0.02), 0), _TOP)
-    letter = "n" if scale.name == "advantage" and value < 0 else scale.letter
+    letter = _WORSE if scale.name == "advantage" and value < 0 else scale.letter
     return f"{letter}{level}" if level else ""
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from posttrain.report import numerals
 from posttrain.report.card_images import image_files
-from posttrain.report.card_tokens import SCALES, Scale, within_budget
+from posttrain.report.card_tokens import SCALES, Scale, coloured_frac, within_budget
 from posttrain.report.cards import Card, card, chosen_rows
 from posttrain.report.changes import Change, changes, higher_is_better
 from posttrain.report.histogram_chart import Histogram, histograms
@@ -31,6 +31,8 @@ _MAX_CARDS = 96
 """Trajectories of one page, shared by the stages that recorded some."""
 _MUST_BE_FINITE = ("loss", "grad_norm", "reward", "entropy")
 """Others are null where a step had nothing to average, such as a task that was not drawn."""
+_TELLING = 0.01
+"""Share of the tokens that a scale must colour for the page to begin with it."""
 _PICTURE_BUDGET = 1_800_000
 """Bytes of all pictures of a page."""
 
@@ -92,11 +94,13 @@ def render(run: Run) -> str:
     environment.tests["higher_is_better"] = lambda metric: higher_is_better(metric) is True
     environment.tests["lower_is_better"] = lambda metric: higher_is_better(metric) is False
     stages, pictures = _stage_views(run, notes)
+    scales = _scales(stages)
     return environment.get_template("report.html").render(
         run=run,
         stages=stages,
         album=pictures,
-        scales=_scales(stages),
+        scales=scales,
+        shade=_first_shade(stages, scales),
         notes=notes,
         facts=_facts(run, stages),
         versions=_table(run.manifest.get("versions")),
@@ -164,9 +168,18 @@ def _read(*names: str) -> str:
 
 
 def _scales(stages: Sequence[StageView]) -> list[Scale]:
-    """What tokens of this page can be coloured by; what the page begins with comes first."""
+    """What tokens of this page can be coloured by."""
     found = {name for stage in stages for c in stage.cards for name in c.scales}
     return [scale for scale in SCALES if scale.name in found]
+
+
+def _first_shade(stages: Sequence[StageView], scales: Sequence[Scale]) -> str:
+    """What the page begins with: the first scale that colours anything to speak of. Of on-policy updates, for one, all
+    gates are 1."""
+    cards = [c for stage in stages for c in stage.cards]
+    tokens = [token for c in cards for held in (c.tokens, *(turn.tokens for turn in c.turns)) for token in held]
+    telling = [scale.name for scale in scales if coloured_frac(tokens, scale) >= _TELLING]
+    return next(iter([*telling, *(scale.name for scale in scales)]), "")
 
 
 def _seconds(stage: Stage) -> float | None:

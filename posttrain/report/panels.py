@@ -38,7 +38,7 @@ _LAYOUT: tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = (
             ("Episodes with no call, or with one", ("tools/no_call_frac", "tools/one_call_frac")),
             ("Episodes that repeat a call", ("tools/repeated_*_frac", "tools/spam_frac")),
             ("Failed calls", ("tools/error_frac",)),
-            ("Episodes cut short or broken", ("over_turn_frac", "environment_error_frac")),
+            ("Episodes cut short or broken", ("over_*_frac", "environment_error_frac")),
         ),
     ),
     (

@@ -7,7 +7,7 @@ import numpy as np
 
 from posttrain.data import RenderedPrompt
 from posttrain.environments.environment import Done, Observation, Opening
-from posttrain.records import Example, Status, Trajectory, Turn
+from posttrain.records import Example, Limit, Status, Trajectory, Turn
 from posttrain.rewards import ToolCall
 from posttrain.rollout.engine import Request, Sample
 
@@ -23,7 +23,7 @@ class Limits:
     """Where an episode is cut short, always after a whole turn of the policy."""
 
     max_turns: int = 6
-    """Turns of the policy; one whose last turn still calls a tool is cut short."""
+    """Turns of the policy; an episode that would go on after the last one is cut short."""
     max_images: int = 8
     """Images that observations show; those of the opening are not counted."""
 
@@ -57,6 +57,7 @@ class Episode:
         self._version = 0
         self._status: Status | None = None
         self._error = ""
+        self._limit: Limit | None = None
         self._score: float | None = None
         self.num_tokens = 0
 
@@ -67,6 +68,11 @@ class Episode:
     @property
     def num_turns(self) -> int:
         return len(self._turns)
+
+    @property
+    def last_text(self) -> str:
+        """What the policy said last."""
+        return self._turns[-1].text
 
     @property
     def num_images_left(self) -> int:
@@ -103,7 +109,7 @@ class Episode:
         self._version = sample.weights_version
         self._turns.append(Turn(start=start, end=self.num_tokens, text=text))
         if not ended:
-            self._end(Status.TRUNCATED, TOKEN_LIMIT if self._has_environment else "")
+            self._cut_short(Limit.NEW_TOKENS, TOKEN_LIMIT if self._has_environment else "")
         elif not self._has_environment:
             self._end(Status.FINISHED)
         return None if self.has_ended else text
@@ -116,13 +122,14 @@ class Episode:
         """
         self._note(observation.calls, seconds)
         if self.num_turns >= self.limits.max_turns:
-            self._end(Status.TRUNCATED, f"still called tools in turn {self.num_turns}, which is the last allowed")
+            why = "still called tools in" if observation.calls else "had not ended after"
+            self._cut_short(Limit.TURNS, f"{why} turn {self.num_turns}, which is the last allowed")
         elif shown is None:
             most = self._most_images
             engine = f"; the engine reads {self.max_images} in a prompt" if most < self.limits.max_images else ""
-            self._end(Status.TRUNCATED, f"asked for more than {most} images{engine}")
+            self._cut_short(Limit.IMAGES, f"asked for more than {most} images{engine}")
         elif self.num_tokens + len(shown.token_ids) > self.max_length:
-            self._end(Status.TRUNCATED, f"has more than {self.max_length} tokens with this observation")
+            self._cut_short(Limit.LENGTH, f"has more than {self.max_length} tokens with this observation")
         else:
             self._turns[-1] = replace(self._turns[-1], observation=observation.messages, images=shown.pictures)
             self._show(shown)
@@ -151,6 +158,7 @@ class Episode:
             text=self._said,
             status=self._status or Status.TRUNCATED,
             error=self._error,
+            limit=self._limit,
             turns=tuple(self._turns) if self._has_environment else (),
             opening=opening.messages if opening is not None and is_new else (),
             opening_images=self._shown[0].pictures if is_new and self._shown else (),
@@ -172,6 +180,10 @@ class Episode:
 
     def _note(self, calls: tuple[ToolCall, ...], seconds: float) -> None:
         self._turns[-1] = replace(self._turns[-1], calls=calls, seconds=seconds)
+
+    def _cut_short(self, limit: Limit, why: str) -> None:
+        self._limit = limit
+        self._end(Status.TRUNCATED, why)
 
     def _end(self, status: Status, error: str = "") -> None:
         self._status, self._error = status, error

@@ -6,10 +6,12 @@ from typing import Any
 
 from posttrain.data import Renderer
 from posttrain.records import Example
+from posttrain.rollout.earlier_thoughts import EarlierThoughts
 from posttrain.rollout.engine import Engine, Sampling, capacity_of
 from posttrain.rollout.environment_workers import EnvironmentWorkers
 from posttrain.rollout.episode import Decode
-from posttrain.rollout.rolling_batch import Finished, Rolled, RollingBatch, TaskEnvironment
+from posttrain.rollout.rolling_batch import RollingBatch
+from posttrain.rollout.rolling_records import Finished, Rolled, TaskEnvironment
 from posttrain.rollout.whole_batches import stream_of
 
 _DEFAULT = "default"
@@ -36,7 +38,7 @@ class Rollouts:
         self.engine, self._renderer, self._decode = engine, renderer, decode
         self._environments, self._autocast = environments or {}, autocast
         self._repeatable = repeatable
-        self._workers = EnvironmentWorkers()
+        self._workers, self._thoughts = EnvironmentWorkers(), EarlierThoughts(renderer)
 
     def roll(
         self,
@@ -49,7 +51,7 @@ class Rollouts:
         """`group_size` trajectories of every example. finished: called with the place of an example as soon as all of
         its trajectories are there.
 
-        Raises EngineError when the engine dies, and what an environment's factory raises.
+        Raises EngineError when the engine dies. What an environment raises, also where it is made, ends its episode.
         """
         with self._autocast():
             batch = RollingBatch(
@@ -61,6 +63,7 @@ class Rollouts:
                 group_size=group_size,
                 finished=finished,
                 capacity=capacity_of(self.engine),
+                thoughts=self._thoughts,
                 repeatable=self._repeatable,
             )
             try:

@@ -1,66 +1,26 @@
 """The loop of a batch of rollouts: samples go to environments, observations go back to the engine."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from posttrain.data import RenderedPrompt, Renderer, TooLong, TooManyImages
-from posttrain.environments.environment import Done, Environment, Observation, Opening
+from posttrain.environments.environment import Done, Observation, Opening
 from posttrain.records import Example, Trajectory
+from posttrain.rollout.earlier_thoughts import EarlierThoughts
 from posttrain.rollout.engine import Capacity, Sample, Sampling, Stream
-from posttrain.rollout.environment_turns import closed, opened, stepped
-from posttrain.rollout.environment_workers import EnvironmentWorkers, Late, Outcome
-from posttrain.rollout.episode import Decode, Episode, Limits
+from posttrain.rollout.environment_failures import EnvironmentFailures
+from posttrain.rollout.environment_jobs import Late, Outcome
+from posttrain.rollout.environment_turns import BadAnswer, EpisodeEnvironment, shown_answer, shown_opening
+from posttrain.rollout.environment_workers import EnvironmentWorkers
+from posttrain.rollout.episode import Decode, Episode
+from posttrain.rollout.rolling_records import Finished, Rolled, Running, TaskEnvironment
 
 _POLL_S = 0.02
 """Seconds that a poll of an engine somewhere else may take before environments are looked at again."""
-
-Finished = Callable[[int, Sequence[Trajectory]], None]
-"""Is told the place of an example, and its trajectories."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskEnvironment:
-    """In what a task is played."""
-
-    make: Callable[[], Environment]
-    """Makes the environment of one episode."""
-    limits: Limits = field(default_factory=Limits)
-    timeout_s: float = 120.0
-    """Wall-clock seconds of one answer of the environment."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rolled:
-    """What became of a batch, and what took how long, in seconds."""
-
-    groups: Sequence[Sequence[Trajectory]]
-    """Of each example in order; empty where its prompt is too long."""
-    too_long: Sequence[TooLong]
-    sampling_s: float
-    environment_s: float
-    """Waited for environments while nothing was left to sample."""
-    environment_busy_s: float
-    """Spent in environments, all of them together."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Running:
-    """A trajectory under way."""
-
-    key: int
-    place: int
-    """Of its example."""
-    episode: Episode
-    task: TaskEnvironment | None = None
-    environment: Environment | None = None
-    """None without a task, and once it is closed."""
-    trajectory: Trajectory | None = None
-    """Once it has ended."""
 
 
 class RollingBatch:
@@ -77,17 +37,19 @@ class RollingBatch:
         group_size: int,
         finished: Finished,
         capacity: Capacity,
+        thoughts: EarlierThoughts,
         repeatable: bool = False,
     ) -> None:
         self._stream, self._workers, self._renderer, self._decode = stream, workers, renderer, decode
         self._sampling, self._group_size, self._finished = sampling, group_size, finished
-        self._repeatable = repeatable
+        self._thoughts, self._repeatable = thoughts, repeatable
         self._max_length = min(renderer.max_length, capacity.max_tokens or renderer.max_length)
         self._max_images = 1 << 30 if capacity.max_images is None else capacity.max_images
-        self._runs: list[_Running] = []
-        self._members: list[list[_Running]] = []
+        self._runs: list[Running] = []
+        self._members: list[list[Running]] = []
         self._too_long: dict[int, TooLong] = {}
-        self._asked: dict[int, list[_Running]] = {}
+        self._failures = EnvironmentFailures()
+        self._asked: dict[int, list[Running]] = {}
         """Key of a request -> whom its samples belong to."""
         self._num_left = 0
         self._sampling_s = self._waiting_s = self._busy_s = 0.0
@@ -113,8 +75,12 @@ class RollingBatch:
                 example, self._decode, limits=task.limits, max_length=self._max_length, max_images=self._max_images
             )
             run = self._run(place, episode)
-            run.task, run.environment = task, task.make()
-            self._work(run, partial(opened, run.environment, example, self._renderer))
+            run.task, run.environment = task, EpisodeEnvironment(task.make)
+            self._work(
+                run,
+                partial(run.environment.start, example),
+                partial(shown_opening, example=example, renderer=self._renderer),
+            )
 
     def run(self) -> Rolled:
         """Until every trajectory has ended."""
@@ -148,21 +114,22 @@ class RollingBatch:
         return sorted(outcomes, key=lambda outcome: outcome.key)
 
     def leave(self) -> None:
-        """Drops what is still under way, in a batch that failed."""
+        """Drops what is still under way, in a batch that failed, and says which environments did."""
         self._stream.close()
         for key in self._workers.abandon_all():
             self._runs[key].environment = None  # the workers close it, once nobody is in it
         for run in self._runs:
             self._close(run)
+        self._failures.log(sum(run.task is not None for run in self._runs))
 
-    def _run(self, place: int, episode: Episode) -> _Running:
-        run = _Running(key=len(self._runs), place=place, episode=episode)
+    def _run(self, place: int, episode: Episode) -> Running:
+        run = Running(key=len(self._runs), place=place, episode=episode)
         self._runs.append(run)
         self._members[place].append(run)
         self._num_left += 1
         return run
 
-    def _ask(self, runs: list[_Running], *, seed: int) -> None:
+    def _ask(self, runs: list[Running], *, seed: int) -> None:
         key = runs[0].key
         self._asked[key] = runs
         request = runs[0].episode.request(n=len(runs))
@@ -172,45 +139,51 @@ class RollingBatch:
         entropy = (self._sampling.seed % (1 << 64), *numbers)
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
-    def _said(self, run: _Running, sample: Sample) -> None:
+    def _said(self, run: Running, sample: Sample) -> None:
         text = run.episode.said(sample)
         if text is None:
             self._ended(run)
             return
         assert run.environment is not None
+        num_images, example = run.episode.num_images_left, run.episode.example
         self._work(
             run,
-            partial(stepped, run.environment, text, run.episode.num_images_left, run.episode.example, self._renderer),
+            partial(run.environment.step, text),
+            partial(shown_answer, num_images=num_images, example=example, renderer=self._renderer),
         )
 
-    def _work(self, run: _Running, work: Callable[[], Any]) -> None:
+    def _work(self, run: Running, ask: Callable[[], Any], show: Callable[[Any], Any]) -> None:
         assert run.task is not None and run.environment is not None
-        close = partial(closed, run.environment)
-        self._workers.submit(run.key, work, timeout_s=run.task.timeout_s, if_abandoned=close)
+        self._workers.submit(run.key, ask, then=show, timeout_s=run.task.timeout_s, if_abandoned=run.environment.close)
 
-    def _answered(self, run: _Running, outcome: Outcome) -> None:
+    def _answered(self, run: Running, outcome: Outcome) -> None:
         self._busy_s += outcome.seconds
         episode = run.episode
         match outcome.error:
             case None:
                 try:
-                    self._take(episode, outcome)
+                    self._take(run, outcome)
                 except TooLong as error:
                     self._leave_out(run, error)
             case TooLong() as error:
                 self._leave_out(run, error)
-            case Late() as error:
-                run.environment = None  # the thread that is still in it closes it
-                episode.failed(f"the environment {error}")
+            case Late() | BadAnswer() as error:
+                if isinstance(error, Late):
+                    run.environment = None  # the thread that is still in it closes it
+                self._failed(run, error, str(error))
             case error:
-                episode.failed(f"the environment failed: {type(error).__name__}: {error}")
+                self._failed(run, error, f"failed: {type(error).__name__}: {error}")
         if episode.has_ended:
             self._ended(run)
         else:
             number = run.key - self._members[run.place][0].key
             self._ask([run], seed=self._seed(run.place, number, episode.num_turns))
 
-    def _leave_out(self, run: _Running, error: TooLong) -> None:
+    def _failed(self, run: Running, error: BaseException, how: str) -> None:
+        run.episode.failed(f"the environment {how}")
+        self._failures.add(error)
+
+    def _leave_out(self, run: Running, error: TooLong) -> None:
         self._too_long[run.place] = error
         run.episode.failed(str(error))
 
@@ -221,7 +194,8 @@ class RollingBatch:
         if len(prompt.images) > self._max_images:
             raise TooManyImages(example.id, len(prompt.images), self._max_images)
 
-    def _take(self, episode: Episode, outcome: Outcome) -> None:
+    def _take(self, run: Running, outcome: Outcome) -> None:
+        episode = run.episode
         match outcome.value:
             case Opening() as opening, RenderedPrompt() as prompt:
                 self._check_fits(prompt, episode.example)
@@ -229,11 +203,10 @@ class RollingBatch:
             case Done() as verdict, score:
                 episode.done(verdict, outcome.seconds, score)
             case Observation() as observation, shown:
+                self._thoughts.look_at(episode.last_text, observation, episode.example.task)
                 episode.observed(observation, shown, outcome.seconds)
-            case answer, _:
-                episode.failed(f"the environment answered {type(answer).__name__}, wanted an Observation or Done")
 
-    def _ended(self, run: _Running) -> None:
+    def _ended(self, run: Running) -> None:
         self._close(run)
         self._stream.forget(run.key)
         run.trajectory = run.episode.trajectory()
@@ -242,9 +215,9 @@ class RollingBatch:
         if all(member.trajectory is not None for member in members) and run.place not in self._too_long:
             self._finished(run.place, self._group(run.place))
 
-    def _close(self, run: _Running) -> None:
+    def _close(self, run: Running) -> None:
         if run.environment is not None:
-            self._workers.aside(partial(closed, run.environment))
+            self._workers.aside(run.environment.close)
             run.environment = None
 
     def _group(self, place: int) -> list[Trajectory]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from posttrain.algorithms import Average
-from posttrain.records import Group, Status, Trajectory
+from posttrain.records import Group, Limit, Status, Trajectory
 from posttrain.rollout.scoring import is_scored
 
 SPAM = 3
@@ -52,7 +52,9 @@ def _tool_facts(t: Trajectory) -> dict[str, float]:
     most = max(again.values(), default=0)
     facts = {
         "turns/mean": float(len(t.turns)),
-        "over_turn_frac": float(t.status is Status.TRUNCATED and bool(t.turns[-1].calls)),
+        "over_turn_frac": float(t.limit is Limit.TURNS),
+        "over_images_frac": float(t.limit is Limit.IMAGES),
+        "over_length_frac": float(t.limit is Limit.LENGTH),
         "environment_error_frac": float(t.status is Status.ERROR),
         "tools/calls_mean": float(len(calls)),
         "tools/no_call_frac": float(not calls),

@@ -109,7 +109,7 @@ def test_lone_surrogates_become_replacement_characters() -> None:
 def test_a_megabyte_is_read_in_time(text: str) -> None:
     started = time.process_time()
     parse_reply(text)
-    assert time.process_time() - started < 5  # about 0.3 s; anything quadratic takes minutes
+    assert time.process_time() - started < 30  # about 0.3 s; anything quadratic takes minutes
 
 
 PIECES = st.sampled_from(

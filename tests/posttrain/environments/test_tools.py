@@ -158,7 +158,7 @@ def test_a_schema_that_is_none_is_refused() -> None:
         Tool(name="", description="", parameters={}, function=print)
 
 
-@pytest.mark.parametrize("img_idx", [2, -1, 10**30, 0.0, 1.5, float("nan"), True, "0", None, [0]])
+@pytest.mark.parametrize("img_idx", [2, -1, 10**30, 2.0, 1.5, float("nan"), True, "0", None, [0]])
 def test_an_image_that_is_not_there_is_named(img_idx: Any) -> None:
     images = (Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9)))
     context = ToolContext(example=_example(), images=images, num_prompt_images=1)

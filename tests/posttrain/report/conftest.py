@@ -212,7 +212,7 @@ class Browser:
     def close(self) -> None:
         self._session = None
         self._call("Browser.close")
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=300)
         os.close(self._in)
         os.close(self._out)
 
@@ -229,11 +229,11 @@ class Browser:
                 return received["result"]
 
     def _read(self) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while b"\0" not in self._unread:
             ready, _, _ = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(self._in, 1 << 20) if ready else b""
-            assert data, "the browser said nothing for 60 s, or has ended"
+            assert data, "the browser said nothing for 300 s, or has ended"
             self._unread += data
         text, self._unread = self._unread.split(b"\0", 1)
         received = json.loads(text)

@@ -13,6 +13,7 @@ from posttrain.rewards import ToolCall
 from posttrain.environments.environment import Done, Observation, Opening, Reply
 from posttrain.records import Example
 from posttrain.rollout.engine import Answer, Capacity, Request, Sample, Sampling
+from tests.waiting import comes_true
 
 
 @dataclass
@@ -99,6 +100,9 @@ class ScriptedEnvironment:
     answers: Sequence[Any] = ()
     """Texts, images, exceptions, or functions of the reply."""
     seconds: float = 0.0
+    """A step takes at least so long,"""
+    until: Callable[[], bool] = lambda: True
+    """and until this holds."""
     opening: Callable[[Example], Opening] | None = None
     log: list[str] = field(default_factory=list)
     num_steps: int = 0
@@ -109,10 +113,16 @@ class ScriptedEnvironment:
         self.log.append("start")
         if self.opening is not None:
             return self.opening(example)
-        return Opening(messages=example.messages, images=example.images)
+        says_the_answer = example.messages[-1]["role"] == "assistant"
+        asked = example.messages[:-1] if says_the_answer else example.messages
+        return Opening(messages=asked, images=example.images)
 
     def step(self, reply: Reply) -> Any:
         time.sleep(self.seconds)
+        assert comes_true(self.until)
+        return self._answer(reply)
+
+    def _answer(self, reply: Reply) -> Any:
         self.log.append(reply.text)
         if not reply.calls:
             return Done()
@@ -140,11 +150,9 @@ class AsyncEnvironment(ScriptedEnvironment):
 
     async def step(self, reply: Reply) -> Any:  # type: ignore[override]
         await asyncio.sleep(self.seconds)
-        self.seconds, seconds = 0.0, self.seconds
-        try:
-            return super().step(reply)
-        finally:
-            self.seconds = seconds
+        while not self.until():
+            await asyncio.sleep(0.01)
+        return self._answer(reply)
 
 
 def call(**arguments: Any) -> str:

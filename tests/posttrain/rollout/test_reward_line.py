@@ -9,6 +9,7 @@ from posttrain.rewards import Score
 
 from posttrain.records import Example, Status, Trajectory
 from posttrain.rollout.reward_line import RewardLine
+from tests.waiting import PATIENCE_S
 
 
 def trajectory(text: str, status: Status = Status.FINISHED) -> Trajectory:
@@ -57,12 +58,12 @@ def test_a_line_that_is_closed_scores_nothing_more() -> None:
     def scoring(trajectories) -> list[Score]:
         asked.append(len(trajectories))
         is_asked.set()
-        may_answer.wait(10)
+        may_answer.wait(PATIENCE_S)
         return [Score(value=1.0) for _ in trajectories]
 
     line = RewardLine(scoring)
     line.add(0, [trajectory("1")])
-    assert is_asked.wait(10)
+    assert is_asked.wait(PATIENCE_S)
     for place in range(1, 6):
         line.add(place, [trajectory("1")])
     line.close()

@@ -2,26 +2,28 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 from posttrain.model.families import Family
 from posttrain.rewards.table import make_table
 
 from posttrain.data import Renderer
-from posttrain.environments.environment import Observation, Opening
+from posttrain.environments.environment import Opening
 from posttrain.errors import EngineError
 from posttrain.records import Example, Status
 from posttrain.rollout.engine import Capacity, Sampling
-from posttrain.rollout.environment_workers import EnvironmentWorkers
+from posttrain.rollout.environment_workers import EnvironmentWorkers, Outcome
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.rolling import Rollouts
 from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.rollout.scoring import score
+from tests.waiting import HANG_S, PATIENCE_S, comes_true
 
 from .episodes import AsyncEnvironment, ScriptedEnvironment, ScriptedStreams, call
 
@@ -51,7 +53,7 @@ def roll(tiny: Any) -> Callable[..., Any]:
         *,
         group_size: int = 1,
         limits: Limits | None = None,
-        timeout_s: float = 20.0,
+        others: Mapping[str, TaskEnvironment] = {},
         max_length: int = 4096,
         finished: Any = lambda place, group: None,
         **engine: Any,
@@ -61,7 +63,7 @@ def roll(tiny: Any) -> Callable[..., Any]:
             engine=streams,
             renderer=Renderer(tiny.processor, tiny.facts, max_length=max_length),
             decode=lambda ids: tiny.processor.tokenizer.decode(list(ids), skip_special_tokens=False),
-            environments={"zoom": TaskEnvironment(make=make, limits=limits or Limits(), timeout_s=timeout_s)},
+            environments={"zoom": TaskEnvironment(make=make, limits=limits or Limits(), timeout_s=HANG_S), **others},
         )
         sampling = Sampling(max_new_tokens=64, seed=3)
         rolled = rollouts.roll(
@@ -189,66 +191,68 @@ def test_a_turn_that_meets_the_token_limit_ends_the_episode_and_calls_nothing(ro
     environment = ScriptedEnvironment(["never"])
     ((trajectory,),) = roll({"digit": [call(n=1) + "..."]}, lambda: environment)[0].groups
     assert trajectory.status is Status.TRUNCATED and "limit of tokens" in trajectory.error
-    time.sleep(0.05)
+    assert comes_true(lambda: environment.log[-1] == "close")
     assert environment.log == ["start", "close"]
 
 
 def test_what_an_environment_raises_ends_its_own_episode_and_no_other(roll: Callable[..., Any]) -> None:
     made: list[ScriptedEnvironment] = []
 
-    def make() -> ScriptedEnvironment:
-        made.append(ScriptedEnvironment([RuntimeError("no more paper")] if len(made) == 1 else ["fine"]))
-        return made[-1]
+    numbers = count()  # environments are made on threads
 
-    ((a, b, c),) = roll({"digit": [call(n=1), "7"]}, make, group_size=3)[0].groups
-    assert [t.status for t in (a, b, c)] == [Status.FINISHED, Status.ERROR, Status.FINISHED]
-    assert "RuntimeError: no more paper" in b.error
-    time.sleep(0.05)
-    assert all(environment.log[-1] == "close" for environment in made)
+    def make() -> ScriptedEnvironment:
+        environment = ScriptedEnvironment([RuntimeError("no more paper")] if next(numbers) == 1 else ["fine"])
+        made.append(environment)
+        return environment
+
+    (group,) = roll({"digit": [call(n=1), "7"]}, make, group_size=3)[0].groups
+    assert sorted(t.status for t in group) == [Status.ERROR, Status.FINISHED, Status.FINISHED]
+    assert [t.error for t in group if t.error] == ["the environment failed: RuntimeError: no more paper"]
+    assert comes_true(lambda: all(environment.log[-1] == "close" for environment in made))
 
 
 def test_an_environment_that_hangs_is_left_alone_at_its_deadline(roll: Callable[..., Any]) -> None:
+    """It hangs in its first answer: the short deadline has nothing else to end."""
     leave = threading.Event()
-    made: list[ScriptedEnvironment] = []
 
-    def hang(reply: Any) -> Any:
-        leave.wait(20)
-        return Observation(messages=({"role": "tool", "content": "late"},))
+    def hang(row: Example) -> Opening:
+        leave.wait(HANG_S)
+        return Opening(messages=row.messages, images=row.images)
 
-    def make() -> ScriptedEnvironment:
-        made.append(ScriptedEnvironment([hang if not made else "fine"]))
-        return made[-1]
-
-    began = time.monotonic()
-    ((a, b),) = roll({"digit": [call(n=1), "7"]}, make, group_size=2, timeout_s=0.5)[0].groups
-    assert time.monotonic() - began < 5
+    hanging, other = ScriptedEnvironment(opening=hang), ScriptedEnvironment(["fine"])
+    rows = [replace(example(), task="hanging"), example()]
+    others = {"hanging": TaskEnvironment(make=lambda: hanging, timeout_s=0.5)}
+    ((a,), (b,)) = roll({"digit": [call(n=1), "7"]}, lambda: other, rows, others=others)[0].groups
     assert a.status is Status.ERROR and "gave no answer within 0.5 s" in a.error and b.status is Status.FINISHED
-    assert "close" not in made[0].log, "it is still at work"
+    assert comes_true(lambda: hanging.log == ["start"]), "it is still at work"
     leave.set()
-    for _ in range(100):
-        if "close" in made[0].log:
-            break
-        time.sleep(0.02)
-    assert made[0].log[-1] == "close"
+    assert comes_true(lambda: hanging.log == ["start", "close"])
 
 
 @pytest.mark.parametrize("kind", [ScriptedEnvironment, AsyncEnvironment])
 def test_a_slow_tool_keeps_nobody_else_waiting(kind: Any, roll: Callable[..., Any]) -> None:
-    """16 trajectories of 3 tool turns whose tools take 0 to 0.3 s: about the longest trajectory, not the sum."""
-    delays = np.linspace(0, 0.3, 16)
+    """16 tools are at work at once, and one of them answers only when the other trajectories have ended."""
     made: list[Any] = []
+    at_work: set[int] = set()
+
+    numbers = count()  # environments are made on threads
+
+    def until(number: int) -> bool:
+        at_work.add(number)
+        num_ended = sum("7" in environment.log for environment in made)
+        return len(at_work) == 16 and (number > 0 or num_ended == 15)
 
     def make() -> Any:
-        made.append(kind(["fine"], seconds=float(delays[len(made)])))
-        return made[-1]
+        environment = kind(["fine"], seconds=0.01, until=partial(until, next(numbers)))
+        made.append(environment)
+        return environment
 
     began = time.monotonic()
     rolled, _ = roll({"digit": [call(n=1), call(n=2), call(n=3), "7"]}, make, group_size=16)
     took = time.monotonic() - began
     assert all(t.status is Status.FINISHED and len(t.turns) == 4 for t in rolled.groups[0])
-    total = 4 * delays.sum()
-    assert took < total / 4, f"took {took:.2f} s of {total:.2f} s of tools"
-    assert rolled.environment_busy_s == pytest.approx(total, rel=0.3)
+    in_turns = sum(turn.seconds for t in rolled.groups[0] for turn in t.turns)
+    assert 16 * 4 * 0.01 <= in_turns < rolled.environment_busy_s <= 16 * took, "their openings count too"
 
 
 def test_groups_are_handed_over_as_soon_as_they_are_complete(roll: Callable[..., Any]) -> None:
@@ -263,7 +267,7 @@ def test_groups_are_handed_over_as_soon_as_they_are_complete(roll: Callable[...,
     class Environment(ScriptedEnvironment):
         def step(self, reply: Any) -> Any:
             if "slow" in str(self.log[0]):
-                assert slow.wait(10), "the quick group was not handed over"
+                assert slow.wait(PATIENCE_S), "the quick group was not handed over"
             return super().step(reply)
 
         def start(self, row: Example) -> Opening:
@@ -278,15 +282,24 @@ def test_groups_are_handed_over_as_soon_as_they_are_complete(roll: Callable[...,
 def test_an_engine_that_dies_raises_and_closes_every_environment_once(roll: Callable[..., Any]) -> None:
     """Also those that are at work when it dies."""
     made: list[ScriptedEnvironment] = []
+    leave, all_begun = threading.Event(), threading.Barrier(4, timeout=PATIENCE_S)
+
+    def opening(row: Example) -> Opening:
+        all_begun.wait()
+        return Opening(messages=row.messages, images=row.images)
 
     def make() -> ScriptedEnvironment:
-        made.append(ScriptedEnvironment(["fine"], seconds=0.3 * (len(made) % 2)))
-        return made[-1]
+        until = leave.is_set if len(made) % 2 else lambda: True
+        environment = ScriptedEnvironment(["fine"], until=until, opening=opening)
+        made.append(environment)
+        return environment
 
     with pytest.raises(EngineError, match="the engine died"):
         roll({"digit": [call(n=1), "7"]}, make, group_size=4, dies_after=1)
-    time.sleep(0.5)
+    leave.set()
     assert len(made) == 4
+    assert comes_true(lambda: all("close" in environment.log for environment in made))
+    time.sleep(0.1)
     assert all(environment.log[-1] == "close" and environment.log.count("close") == 1 for environment in made)
 
 
@@ -344,12 +357,13 @@ def test_an_environment_that_judges_its_own_episodes_is_heard_by_the_reward(
 
 
 def test_many_tools_that_wait_get_threads_of_their_own() -> None:
-    workers = EnvironmentWorkers()
-    began = time.monotonic()
+    """48 of them meet, which takes 48 threads."""
+    workers, meeting = EnvironmentWorkers(), threading.Barrier(48, timeout=PATIENCE_S)
     for key in range(48):
-        workers.submit(key, lambda: time.sleep(0.5), timeout_s=20)
-    ended: list[int] = []
+        workers.submit(key, meeting.wait, timeout_s=HANG_S)
+    ended: list[Outcome] = []
     while workers.num_pending:
-        ended += [outcome.key for outcome in workers.ready(0.02)]
-    assert sorted(ended) == list(range(48)) and time.monotonic() - began < 1.45, "16 at a time would take 1.5 s"
+        ended += workers.ready(0.02)
+    assert sorted(outcome.key for outcome in ended) == list(range(48))
+    assert [outcome.error for outcome in ended] == [None] * 48
     workers.close()
