@@ -124,6 +124,10 @@ def make_environments(sections: Mapping[str, EnvironmentSection]) -> dict[str, T
             factory = make_environment_factory({"name": section.name, **section.options})
         except (ConfigError, ImportError) as error:
             raise ConfigError(f"environments.{task}: {error}") from error
+        except Exception as error:  # a user's own class
+            raise ConfigError(
+                f"environments.{task}: '{section.name}' cannot be made: {type(error).__name__}: {error}"
+            ) from error
         limits = Limits(max_turns=section.max_turns, max_images=section.max_images)
         table[task] = played_in(task, factory, limits=limits, timeout_s=section.timeout_s)
     return table

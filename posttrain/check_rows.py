@@ -1,18 +1,19 @@
 """What `posttrain check` says of single rows: their references, their environments, what teachers answer to them."""
 
-import asyncio
-import inspect
 import time
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from posttrain.answers.checking import reward_problem, row_problem
+from posttrain.answers.solvers import Solver, make_solver
+from posttrain.answers.timed import EpisodeBroken, timed
 from posttrain.config import AnswersStage, TeacherSection
 from posttrain.data import DataSource, Renderer
-from posttrain.errors import DataError
+from posttrain.errors import ConfigError, DataError, PosttrainError
+from posttrain.playable import environment_of
 from posttrain.records import Example
 from posttrain.rewards import RewardTable
-from posttrain.rollout.environment_turns import closed, opened
+from posttrain.rollout.environment_turns import shown_opening
 from posttrain.rollout.rolling_batch import TaskEnvironment
 
 _NEIGHBOURS = 2
@@ -57,39 +58,55 @@ def reference_problems(
     return problems, num_scored
 
 
+class FirstTurns:
+    """What the policy is shown first of each row of one source. An environment that has failed is not asked again: the
+    next row would only wait for the same."""
+
+    def __init__(self, environments: Mapping[str, TaskEnvironment], renderer: Renderer) -> None:
+        self._environments, self._renderer = environments, renderer
+        self._failed: set[str] = set()
+        """Tasks whose environment has."""
+
+    def num_tokens(self, example: Example) -> int | None:
+        """Of an episode, what its environment opens with; None where that has failed before.
+
+        Raises DataError where it cannot be shown.
+        """
+        task = environment_of(example.task, self._environments)
+        if task is None:
+            return len(self._renderer.render_prompt(example).token_ids)
+        if example.task in self._failed:
+            return None
+        try:
+            with timed(task) as environment:
+                environment.validate(example)
+                _, shown = shown_opening(environment.start(example), example, self._renderer)
+        except PosttrainError:
+            raise
+        except EpisodeBroken as error:
+            self._failed.add(example.task)
+            raise DataError(f"{example.id}: {error}") from error
+        except Exception as error:  # an opening that no template can show
+            said = f"{type(error).__name__}: {error}"
+            raise DataError(f"{example.id}: what its environment opens with cannot be shown: {said}") from error
+        return len(shown.token_ids)
+
+
 def environment_problems(source: DataSource, environments: Mapping[str, TaskEnvironment], rows: int) -> Iterator[str]:
-    """Rows with which no episode can start."""
+    """Rows with which no episode can start; an environment that has failed is not asked again."""
+    failed: set[str] = set()
     for example in _readable(source, rows):
-        played = environments.get(example.task) or environments.get("default")
-        if played is None:
+        task = environment_of(example.task, environments)
+        if task is None or example.task in failed:
             continue
         try:
-            played.make().validate(example)
+            with timed(task) as environment:
+                environment.validate(example)
         except DataError as error:
             yield str(error)
-
-
-def num_shown_tokens(example: Example, environments: Mapping[str, TaskEnvironment], renderer: Renderer) -> int:
-    """Tokens of what the policy is shown first: of an episode, what its environment opens with.
-
-    Raises DataError where it cannot be shown.
-    """
-    played = environments.get(example.task) or environments.get("default")
-    if played is None:
-        return len(renderer.render_prompt(example).token_ids)
-    environment = played.make()
-    environment.validate(example)
-    try:
-        opening = opened(environment, example, renderer)
-        _, shown = asyncio.run(opening) if inspect.iscoroutine(opening) else opening
-    except DataError:
-        raise
-    except Exception as error:  # a user's own environment
-        raise DataError(f"{example.id}: its environment does not start: {type(error).__name__}: {error}") from error
-    closing = closed(environment)
-    if inspect.iscoroutine(closing):
-        asyncio.run(closing)
-    return len(shown.token_ids)
+        except EpisodeBroken as error:
+            failed.add(example.task)
+            yield f"{example.id}: {error}"
 
 
 def answer_problems(
@@ -102,12 +119,22 @@ def answer_problems(
     rows: int,
 ) -> Iterator[str]:
     """Rows that no teacher answers, or whose answers could not be kept."""
-    solvers = {name for name, teacher in teachers.items() if teacher.solver is not None}
+    solvers = {name: _solver(teachers[name]) for name in set(routes.values()) if teachers[name].solver is not None}
+    servers = {name for name, teacher in teachers.items() if teacher.server is not None}
     for example in _readable(source, rows):
-        asked = row_problem(example, stage, routes, solvers, played)
+        asked = row_problem(example, stage, routes, solvers, servers, played)
         for problem in (asked, reward_problem(example.task, stage, rewards)):
             if problem is not None:
                 yield problem
+
+
+def _solver(section: TeacherSection) -> Solver | None:
+    """None for one that cannot be made, which is said of the teacher, not of each row."""
+    assert section.solver is not None
+    try:
+        return make_solver(section.solver, section.options)
+    except ConfigError:
+        return None
 
 
 def _readable(source: DataSource, rows: int) -> Iterator[Example]:

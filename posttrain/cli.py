@@ -1,5 +1,6 @@
 """The command line: posttrain list | copy | check | run | eval | export | report | rewards | serve."""
 
+import errno
 import logging
 import os
 import shutil
@@ -32,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(rewards_app, name="rewards")
+
+_DISK_FAILED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS))
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")]
 Overrides = Annotated[
@@ -164,7 +167,8 @@ def main() -> None:
         if error.filename is None and error.errno is None:
             raise
         place = f" {error.filename}" if error.filename else ""
-        _say("red", "error", f"{error.strerror or error}:{place}; nothing that was saved before is lost")
+        comfort = "; nothing that was saved before is lost" if error.errno in _DISK_FAILED else ""
+        _say("red", "error", f"{error.strerror or error}:{place}{comfort}")
         sys.exit(1)
 
 

@@ -16,6 +16,7 @@ from posttrain.errors import ConfigError
 from posttrain.export import last_model
 from posttrain.lineage import fingerprints, is_begun, origins, start_of, with_answers
 from posttrain.loaded import load, make_accelerator
+from posttrain.played_tasks import check_recipe_tasks
 from posttrain.report import stage_table, write_report
 from posttrain.rollout.engine_room import EngineRoom
 from posttrain.run_parts import RunParts
@@ -58,6 +59,7 @@ def _run(recipe: Recipe, folder: RunFolder, accelerator: Accelerator) -> RunResu
     started = time.perf_counter()
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
     rewards = make_rewards(recipe.rewards) if recipe.rewards else None
+    check_recipe_tasks(recipe)
     accelerator.wait_for_everyone()
     made_by = fingerprints(recipe)
     begun = is_begun(folder, made_by)
@@ -116,6 +118,7 @@ def evaluate_recipe(recipe: Recipe, model: str | None = None) -> dict[str, float
     """Measures `model`, or what the recipe's run has made last, on the recipe's held-out data."""
     if recipe.evaluation is None:
         raise ConfigError("this recipe has no 'evaluation' section: say there what to measure")
+    check_recipe_tasks(recipe)
     folder = RunFolder(Path(recipe.output_dir or f"runs/{recipe.name}"))
     if model is None and not (folder.path / "manifest.json").is_file():
         raise ConfigError(f"{folder.path} holds no run yet; run the recipe first, or name a model with --model")

@@ -1,6 +1,7 @@
 """Reads a recipe: safe YAML, dotted overrides, and errors that name the path and the nearest valid key."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -12,9 +13,12 @@ from pydantic import BaseModel, ValidationError
 from posttrain.config import Recipe
 from posttrain.errors import ConfigError
 
+_BOOL = "tag:yaml.org,2002:bool"
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error instead of a silent winner."""
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Safe YAML in which only true and false are truth values, as in YAML 1.2: on, off, yes and no are words. A key
+    that stands twice is an error instead of a silent winner."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -30,6 +34,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_RecipeLoader.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def recipe_folder() -> Path:
@@ -62,7 +73,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file with dotted overrides applied. Raises ConfigError, one line a problem."""
     try:
         with path.open(encoding="utf-8") as file:
-            content = yaml.load(file, _UniqueKeyLoader)
+            content = yaml.load(file, _RecipeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -98,6 +109,11 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             case "union_tag_invalid":
                 ctx = problem.get("ctx", {})
                 lines.append(f"'{path}.algorithm' is '{ctx.get('tag')}'; algorithms are: {ctx.get('expected_tags')}")
+            case "string_type" if problem["loc"][-1:] == ("[key]",):
+                mapping, _ = _follow(problem["loc"][:-2], model)
+                lines.append(f"'{mapping}' has the key {problem['input']!r}, which is no text: write it in quotes")
+            case "bool_type":
+                lines.append(f"'{path}' is {problem['input']!r}: write true or false")
             case "value_error":
                 message = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"'{path}': {message}" if path else message)
@@ -154,7 +170,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not separator or not path:
         raise ConfigError(f"override '{override}' is not of the form path.to.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _RecipeLoader)
     except yaml.YAMLError:
         value = text
     here: Any = content

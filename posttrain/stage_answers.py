@@ -8,12 +8,14 @@ from typing import Any
 from peft import PeftModel
 
 from posttrain.answers import AnswerSource, CollectSettings, EngineAnswers, SolverAnswers, collect, make_solver
+from posttrain.answers.one_turn import OneTurnAnswers
 from posttrain.build import make_mixture, make_renderer
 from posttrain.config import AnswersStage, ModelSection, TeacherSection, routes_of
 from posttrain.data import Renderer
 from posttrain.errors import ConfigError
 from posttrain.loaded import Loaded, load, tokenizer_of
 from posttrain.model.loading import load_processor
+from posttrain.playable import check_first_rows
 from posttrain.run_parts import RunParts
 from posttrain.runs import StageFolder, read_json, write_json
 from posttrain.stage_builder import fingerprint
@@ -40,13 +42,15 @@ class AnswersRun:
         self.parts.console.rule(f"[bold]{self.name}[/bold]  answers")
         routes = routes_of(self.name, stage, self.parts.recipe.teachers)
         self._check_engine(set(routes.values()))
+        mixture = make_mixture(stage.data, self.parts.recipe.seed)
+        check_first_rows(mixture.sources.values(), self.parts.environments)
         sources = {
             name: self._source(name, self.parts.recipe.teachers[name]) for name in dict.fromkeys(routes.values())
         }
         collected = collect(
             self.folder.data,
             teachers={task: sources[name] for task, name in routes.items()},
-            mixture=make_mixture(stage.data, self.parts.recipe.seed),
+            mixture=mixture,
             settings=CollectSettings(
                 max_new_tokens=stage.max_new_tokens,
                 num_prompts=stage.prompts,
@@ -116,12 +120,7 @@ class AnswersRun:
             solver = make_solver(section.solver, section.options)
             return SolverAnswers(name=name, identity=identity, solver=solver, environments=environments)
         if section.server is not None:
-            if environments:
-                raise ConfigError(
-                    f"stages.{self.name}: teacher '{name}' is a server, which answers in one turn, and this recipe has "
-                    "environments; give the teacher as a path"
-                )
-            return self.parts.teachers.server(name, section)
+            return OneTurnAnswers(source=self.parts.teachers.server(name, section), played=environments)
         path = self.parts.teachers.path_of(name)
         model = ModelSection(
             path=path,

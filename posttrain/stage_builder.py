@@ -30,6 +30,7 @@ from posttrain.errors import ConfigError
 from posttrain.loaded import Loaded, load
 from posttrain.model import TokenSequence
 from posttrain.model.parts import PartCount, freeze
+from posttrain.playable import check_first_rows
 from posttrain.report import TrajectoryRecorder
 from posttrain.rewards import RewardTable
 from posttrain.rollout.batches import ReferenceLogprobs, RolloutBatches, RolloutSettings, TeacherLogprobs
@@ -113,6 +114,7 @@ class StageBuilder:
                 rank=rank,
                 world=world,
             )
+        check_first_rows(self.sources.sources.values(), self.environments)
         return RolloutBatches(
             mixture=self.sources,
             rollouts=make_rollouts(self.loaded, renderer, self.engines, self.environments, accelerator),

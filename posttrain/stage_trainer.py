@@ -4,8 +4,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
@@ -15,22 +14,26 @@ from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_p
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from posttrain.build import make_environments, played_in
 from posttrain.checkpoints import Checkpoint, save_weights, seed_everything
-from posttrain.config import EngineSection, EnvironmentSection, LoraSection, ModelSection, PolicyStage, TrainingStage
+from posttrain.config import EngineSection, LoraSection, ModelSection, PolicyStage, TrainingStage
 from posttrain.data import DataSource, Mixture, SourceSpec, from_rows, open_source
-from posttrain.environments import EnvironmentSpec, make_environment_factory
 from posttrain.errors import ConfigError
+from posttrain.given_environments import (
+    GivenEnvironments,
+    described_environment,
+    given_environments,
+    task_environments,
+)
 from posttrain.loaded import Loaded, load, make_accelerator, tokenizer_of
 from posttrain.model import PackedPolicy, facts_of
 from posttrain.model.loading import Processor, load_model, save_model
 from posttrain.model.parts import PartCount
+from posttrain.played_tasks import check_tasks
 from posttrain.recipe import explain
 from posttrain.report import write_report
 from posttrain.rewards import RewardTable
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.engine_room import EngineRoom
-from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.runs import RunFolder, write_json
 from posttrain.stage_builder import HOW_NOT_WHAT, StageBuilder, fingerprint, resumable
 from posttrain.teachers.given import TeacherSpec, described, given_teachers
@@ -72,7 +75,7 @@ class StageTrainer(Generic[Arguments]):
         peft_config: LoraSection | LoraConfig | None = None,
         reward_table: RewardTable | None = None,
         teacher: TeacherSpec | Mapping[str, TeacherSpec] | None = None,
-        environments: Mapping[str, EnvironmentSection | TaskEnvironment | EnvironmentSpec] | None = None,
+        environments: GivenEnvironments | None = None,
         engine: EngineSection | Engine | None = None,
         model_section: Mapping[str, Any] | None = None,
     ) -> None:
@@ -82,9 +85,9 @@ class StageTrainer(Generic[Arguments]):
         train_dataset: rows, or {task: rows}; several are mixed evenly. `model_section`: further keys of a recipe's
         `model`, such as dtype, thinking and max_pixels. teacher: for stages with a `distill_coefficient` or a
         `teacher_advantage`: a checkpoint, a model in memory, {"server": address, ...}, {"student": True}, or a
-        `Teacher`; or {task: one of these}. environments: of stages that sample: {task: a registered name, a class of
-        environments or a function that makes one}, or with limits of your own an `EnvironmentSection`; "default" is for
-        every other task.
+        `Teacher`; or {task: one of these}. environments: of stages that sample: a class of environments, a function
+        that makes one, or a name with options and limits as a recipe writes it; or {task: one of these}, where
+        "default" is for every other task.
         """
         self.args: Any = args or self.configs[0](steps=100)
         if not isinstance(self.args, self.configs):
@@ -103,12 +106,13 @@ class StageTrainer(Generic[Arguments]):
             raise ConfigError("\n".join(explain(error, ModelSection))) from None
         self.accelerator: Accelerator = make_accelerator(self._section, (), self.folder.path)
         self._stage_folder = self.folder.stage(self.name)
+        tasks = given_environments(environments)
         self._fingerprint = fingerprint(
             self._section,
             self.args.model_dump(mode="json", exclude={"output_dir", *HOW_NOT_WHAT}),
             _plain(peft_config),
             described(teacher),
-            {task: _described(given) for task, given in (environments or {}).items()},
+            {task: described_environment(played) for task, played in tasks.items()},
         )
         checkpoint = resumable(self._stage_folder, self._fingerprint)
         seed_everything(self.args.seed)
@@ -142,6 +146,8 @@ class StageTrainer(Generic[Arguments]):
             )
         if self._teacher_table is not None:
             same_teachers(self._stage_folder, self._teacher_table, resumed=checkpoint is not None)
+        mixture = _mixture(train_dataset, self.args.seed)
+        check_tasks(tasks, [lambda rows=rows: rows for rows in mixture.sources.values()])
         builder = StageBuilder(
             recipe_model=self._section,
             stage=self.args,
@@ -154,8 +160,8 @@ class StageTrainer(Generic[Arguments]):
             folder=self._stage_folder,
             fingerprint=self._fingerprint,
             title=self.name,
-            environments=_environments(environments or {}),
-            mixture=_mixture(train_dataset, self.args.seed),
+            environments=task_environments(tasks),
+            mixture=mixture,
             teachers=self._teacher_table,
         )
         self.parts = builder.freeze()
@@ -237,33 +243,6 @@ class _GivenEngine(EngineRoom):
 
     def close(self) -> None:
         """The caller's to close."""
-
-
-def _environments(
-    given: Mapping[str, EnvironmentSection | TaskEnvironment | EnvironmentSpec],
-) -> dict[str, TaskEnvironment]:
-    table: dict[str, TaskEnvironment] = {}
-    for task, environment in given.items():
-        if isinstance(environment, EnvironmentSection):
-            table |= make_environments({task: environment})
-        elif isinstance(environment, TaskEnvironment):
-            table[task] = environment
-        else:
-            table[task] = played_in(task, make_environment_factory(environment))
-    return table
-
-
-def _described(environment: EnvironmentSection | TaskEnvironment | EnvironmentSpec) -> Any:
-    """Equal for equal settings, as far as they can be seen: of a class or a function its name."""
-    if isinstance(environment, EnvironmentSection):
-        return environment.model_dump(mode="json")
-    if isinstance(environment, TaskEnvironment):
-        return {"make": _described(environment.make), "limits": asdict(environment.limits)}
-    if isinstance(environment, (str, Mapping)):
-        return environment
-    if isinstance(environment, partial):
-        return [_described(environment.func), repr(environment.args), environment.keywords]
-    return getattr(environment, "__qualname__", type(environment).__name__)
 
 
 def _plain(peft_config: LoraSection | LoraConfig | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Trainers for Python: the shape that TRL users know, and the same objects that recipes are made of."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from posttrain.config import GRPOStage, GSPOStage, OffPolicyDistillStage, OnPolicyDistillStage, SAPOStage, SFTStage
 from posttrain.errors import ConfigError
 from posttrain.recipe import explain
-from posttrain.rewards import RewardTable, TaskRewards, WeightedReward, make_reward
+from posttrain.rewards import RewardTable, TaskRewards, make_table
 from posttrain.stage_trainer import Arguments, Rows, StageTrainer
 from posttrain.teachers.given import TeacherSpec
 
@@ -76,14 +77,15 @@ class _RewardedTrainer(StageTrainer[Arguments]):
     def __init__(
         self,
         model: str | Path | PreTrainedModel | PeftModel,
-        reward_funcs: RewardSpec | Sequence[RewardSpec] | Mapping[str, Sequence[RewardSpec]] | RewardTable,
+        reward_funcs: RewardSpec | Sequence[RewardSpec] | RewardTable,
         train_dataset: Rows | Mapping[str, Rows],
         args: Arguments | None = None,
         *,
         reward_weights: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
-        """reward_funcs: one or several rewards for every task, {task: rewards}, or a `RewardTable`."""
+        """reward_funcs: one or several rewards for every task, {task: rewards} as `make_table` takes it, or a
+        `RewardTable`."""
         super().__init__(model, train_dataset, args, reward_table=_table(reward_funcs, reward_weights), **options)
 
 
@@ -131,7 +133,7 @@ class DistillationTrainer(StageTrainer[DistillationConfig]):
 
 
 def _table(
-    rewards: RewardSpec | Sequence[RewardSpec] | Mapping[str, Sequence[RewardSpec]] | RewardTable,
+    rewards: RewardSpec | Sequence[RewardSpec] | RewardTable,
     weights: Sequence[float] | None,
 ) -> RewardTable:
     if isinstance(rewards, RewardTable):
@@ -139,15 +141,21 @@ def _table(
     by_task: Mapping[str, Any] = (
         rewards if isinstance(rewards, Mapping) and "name" not in rewards else {"default": rewards}
     )
-    table = {}
-    for task, given in by_task.items():
-        listed = list(given) if isinstance(given, (list, tuple)) else [given]
-        factors = list(weights) if weights is not None else [1.0] * len(listed)
-        if len(factors) != len(listed):
-            raise ConfigError(f"{len(listed)} rewards have {len(factors)} reward_weights; give one for each")
-        try:
-            made = [WeightedReward(reward=make_reward(spec), weight=w) for spec, w in zip(listed, factors, strict=True)]
-            table[task] = TaskRewards(rewards=tuple(made))
-        except ValueError as error:
-            raise ConfigError(f"reward_funcs: {error}") from error
-    return RewardTable(table)
+    try:
+        table = make_table(by_task)
+    except ValueError as error:
+        problem = str(error).removeprefix("task 'default': ")
+        raise ConfigError(f"reward_funcs: {problem}") from error
+    if weights is None:
+        return table
+    return RewardTable({task: _reweighted(made, weights) for task, made in table.tasks.items()})
+
+
+def _reweighted(made: TaskRewards, weights: Sequence[float]) -> TaskRewards:
+    if len(weights) != len(made.rewards):
+        raise ConfigError(f"{len(made.rewards)} rewards have {len(weights)} reward_weights; give one for each")
+    try:
+        weighted = [replace(reward, weight=float(weight)) for reward, weight in zip(made.rewards, weights, strict=True)]
+        return replace(made, rewards=tuple(weighted))
+    except ValueError as error:
+        raise ConfigError(f"reward_weights: {error}") from error

@@ -1,6 +1,7 @@
 """A scripted solver as a source of answers: it plays each example in its environment, message by message."""
 
 import hashlib
+import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from posttrain.answers.solvers import Solver
-from posttrain.answers.timed import EpisodeBroken, TimedEnvironment
+from posttrain.answers.timed import EpisodeBroken, TimedEnvironment, timed
 from posttrain.data import RenderedPrompt
 from posttrain.environments import Done, Observation, parse_reply
 from posttrain.errors import DataError, PosttrainError, TeacherError
@@ -19,6 +20,8 @@ from posttrain.rollout.engine import Sample, Sampling
 from posttrain.rollout.episode import Episode
 from posttrain.rollout.rolling_batch import TaskEnvironment
 from posttrain.teachers.answer import Answer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,9 @@ class SolverAnswers:
     ) -> list[list[Answer]]:
         """As an `AnswerSource`; `thinking` and all of the sampling but its seed mean nothing to a program.
 
-        Raises DataError for an example of a task without an environment, and where the solver cannot use the row;
-        TeacherError where it returns no text. Whatever else goes wrong ends that episode, with Status.ERROR.
+        Raises DataError for an example of a task without an environment, TeacherError where the solver returns no text.
+        Whatever else goes wrong ends that episode, with Status.ERROR, and is logged: a row that the solver or the
+        environment cannot use, too, so that one bad row does not cost the others.
         """
         return [[self._play(example, number, sampling.seed) for number in range(n)] for example in examples]
 
@@ -51,18 +55,19 @@ class SolverAnswers:
         draw = random.Random(int.from_bytes(digest, "big"))
         said: list[str] = []
         episode = Episode(example, lambda _: said[-1], limits=task.limits)  # a program says texts, not tokens
-        environment = TimedEnvironment(task.make(), task.timeout_s)
         try:
-            opening = environment.start(example)
-            episode.begin(_shown(opening.images), opening)
-            while not episode.has_ended:
-                said.append(self._turn(example, episode.trajectory().turns, draw))
-                episode.said(_SAID)
-                _step(episode, environment, said[-1])
-        except EpisodeBroken as error:
+            with timed(task) as environment:
+                environment.validate(example)
+                opening = environment.start(example)
+                episode.begin(_shown(opening.images), opening)
+                while not episode.has_ended:
+                    said.append(self._turn(example, episode.trajectory().turns, draw))
+                    episode.said(_SAID)
+                    _step(episode, environment, said[-1])
+        except (EpisodeBroken, DataError) as error:  # a DataError is the row's fault: the others are played
             episode.failed(str(error))
-        finally:
-            environment.close()
+            if number == 0:
+                _log.warning("%s broke down: %s", example.id, str(error).removeprefix(f"{example.id}: "))
         played = episode.trajectory()
         return Answer(text=played.text, finished=played.status is Status.FINISHED, episode=played)
 

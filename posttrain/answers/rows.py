@@ -83,11 +83,11 @@ def row_of(
 
 
 def conversation(asked: Example, episode: Trajectory) -> list[dict[str, Any]]:
-    """The turns of an episode. One in which every tool call failed has the weight 0: it shows how an error is read and
-    mended, and is not itself learnt."""
+    """The turns of an episode. One in which a tool call failed has the weight 0, whatever became of its other calls: it
+    shows how an error is read and mended, and is not itself learnt."""
     messages = [_plain(message) for message in episode.opening or asked.messages]
     for turn in episode.turns:
-        has_failed = bool(turn.calls) and all(call.error for call in turn.calls)
+        has_failed = any(call.error for call in turn.calls)
         messages.append({"role": "assistant", "content": turn.text, **({"weight": 0} if has_failed else {})})
         messages += [_plain(message) for message in turn.observation]
     return messages

@@ -111,7 +111,12 @@ class EngineAnswers:
         except TooLong:  # then it is another prompt
             return
         if other.token_ids.tolist() == prompt.token_ids.tolist():
-            raise ConfigError(
-                f"teacher '{self.name}' is asked the same with thinking on and off: its chat template does not read "
-                "enable_thinking; set thinking to 'template'"
-            )
+            raise ConfigError(same_prompt(self.name))
+
+
+def same_prompt(teacher: str) -> str:
+    """What is wrong with a teacher that is to think, or not to, and cannot be told so."""
+    return (
+        f"teacher '{teacher}' is asked the same with thinking on and off: its chat template does not read "
+        "enable_thinking; set thinking to 'template'"
+    )

@@ -2,18 +2,34 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from posttrain.environments import Done, Environment, Observation, Opening, Reply, ScoringEnvironment
 from posttrain.environments.deadlines import TimeUp, run_within
+from posttrain.errors import DataError
 from posttrain.records import Example
+from posttrain.rollout.rolling_batch import TaskEnvironment
 
 _log = logging.getLogger(__name__)
 
 
 class EpisodeBroken(Exception):
     """An episode cannot go on; the text says why."""
+
+
+@contextmanager
+def timed(task: TaskEnvironment) -> Iterator["TimedEnvironment"]:
+    """A new environment of a task, closed in the end where it was started.
+
+    Raises EpisodeBroken where it cannot be made.
+    """
+    environment = TimedEnvironment(_within(task.timeout_s, task.make), task.timeout_s)
+    try:
+        yield environment
+    finally:
+        environment.close()
 
 
 class TimedEnvironment:
@@ -27,8 +43,16 @@ class TimedEnvironment:
         self._is_free = threading.Event()
         """Cleared while a method is at work; one that overran its time may be so for long."""
         self._is_free.set()
+        self._has_started = False
+
+    def validate(self, example: Example) -> None:
+        """Raises DataError, too, where the environment does: for a row with which no episode can start."""
+        problem = self._asked(lambda: _problem(self._environment, example))
+        if problem is not None:
+            raise problem
 
     def start(self, example: Example) -> Opening:
+        self._has_started = True
         opening = self._asked(lambda: self._environment.start(example))
         if not isinstance(opening, Opening):
             raise EpisodeBroken(f"the environment opened with {type(opening).__name__}, wanted an Opening")
@@ -45,7 +69,10 @@ class TimedEnvironment:
         return self._asked(self._environment.score) if isinstance(self._environment, ScoringEnvironment) else None
 
     def close(self) -> None:
-        """Waits for it, but not where the environment is still at work: then it is closed when it comes back."""
+        """Waits for it, but not where the environment is still at work: then it is closed when it comes back. One that
+        was never started has nothing to close."""
+        if not self._has_started:
+            return
         if self._is_free.is_set():
             self._close()
         else:
@@ -66,9 +93,21 @@ class TimedEnvironment:
                 self._is_free.set()
 
         self._is_free.clear()
-        try:
-            return run_within(self._seconds, freeing, lambda value: value)
-        except TimeUp as error:
-            raise EpisodeBroken(f"the environment gave {error}") from error
-        except (Exception, SystemExit) as error:  # whatever a user's environment raises belongs to its own episode
-            raise EpisodeBroken(f"the environment failed: {type(error).__name__}: {error}") from error
+        return _within(self._seconds, freeing)
+
+
+def _problem(environment: Environment, example: Example) -> DataError | None:
+    try:
+        environment.validate(example)
+    except DataError as error:
+        return error
+    return None
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    try:
+        return run_within(seconds, work, lambda value: value)
+    except TimeUp as error:
+        raise EpisodeBroken(f"the environment gave {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's environment raises belongs to its own episode
+        raise EpisodeBroken(f"the environment failed: {type(error).__name__}: {error}") from error

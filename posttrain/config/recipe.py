@@ -79,6 +79,7 @@ class Recipe(Section):
                     _known(f"teachers.{teacher}.stage", section.stage, models, f"stage before '{name}' that trains")
                 check_teaching(f"stages.{name}", stage, teacher, section)
             if isinstance(stage, AnswersStage):
+                self._check_servers_answer_in_one_turn(name, stage)
                 if stage.min_reward is not None and not self.rewards:
                     raise ValueError(
                         f"stages.{name}.min_reward needs rewards: add a 'rewards' section, or leave it out"
@@ -89,6 +90,21 @@ class Recipe(Section):
                 _known(f"stages.{name}.start", stage.start, models, "earlier stage that trains")
             models.append(name)
         return self
+
+    def _check_servers_answer_in_one_turn(self, name: str, stage: AnswersStage) -> None:
+        """Of sources whose rows have one known task; rows of files are looked at when they are read."""
+        routes = routes_of(name, stage, self.teachers)
+        for place, data in enumerate(stage.data):
+            task = data.scenes.task if data.scenes is not None else data.prompts.kind if data.prompts else None
+            teacher = routes.get(task or "", routes.get("default", ""))
+            if task is None or teacher not in self.teachers or self.teachers[teacher].server is None:
+                continue
+            if task in self.environments or "default" in self.environments:
+                raise ValueError(
+                    f"stages.{name}.data.{place}: task '{task}' is played in an environment, and teacher '{teacher}' "
+                    "is a server, which answers in one turn; give the task a teacher with a path, or a solver, in the "
+                    "stage's 'teachers'"
+                )
 
 
 def is_taught(stage: Stage) -> bool:

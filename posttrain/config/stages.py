@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from posttrain.config.sections import DataSection, ModelSection, Part, Section
 
@@ -40,7 +40,7 @@ class _TrainingStage(_Stage):
     final_frac: float = Field(default=0.0, ge=0, le=1, description="Where the schedule ends, as a share of the peak.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are scaled down to this norm.")
     freeze: list[Part] = Field(default=[], description="Parts that are not trained.")
-    gradient_checkpointing: bool = Field(default=False, description="Less memory for about a third more time.")
+    gradient_checkpointing: StrictBool = Field(default=False, description="Less memory for about a third more time.")
     tokens_per_microbatch: int = Field(default=8192, ge=1, description="Language-model tokens of one forward pass.")
     patches_per_microbatch: int | None = Field(default=None, ge=1, description="Vision patches of one forward pass.")
     checkpoint_every: int = Field(

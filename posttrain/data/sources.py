@@ -56,6 +56,10 @@ class RowSource:
         )
         return Example(id=name, task=row.task, messages=row.messages, images=images, reference=row.reference)
 
+    def task(self, index: int) -> str:
+        """Of one row, whose images are not opened. Raises DataError where the row cannot be used."""
+        return parse_row(self._rows[index], self.spec, self._row_name(index)).task
+
 
 def open_source(spec: SourceSpec) -> RowSource:
     """The data set that `spec` names. Raises DataError where it is missing, empty, damaged or of an unknown kind."""

@@ -133,9 +133,8 @@ class ServerTeacher:
         server keeps to its seeds. Images go out as the example has them: the server resizes them for the teacher.
         Raises TeacherError also where a vLLM server's template writes the same prompt, thinking or not.
         """
-        if thinking is not None and self._served.is_vllm and not self._modes_checked:
-            check_modes(self._client, self._served.name, who=self._who)
-            self._modes_checked = True
+        if thinking is not None:
+            self.check_modes()
         greedy = sampling.temperature == 0  # vLLM refuses to answer greedily more than once
         draws, copies = (1, n) if greedy else (n, 1)
 
@@ -158,6 +157,12 @@ class ServerTeacher:
                 return []
 
         return self._each(ask, examples)
+
+    def check_modes(self) -> None:
+        """Raises TeacherError where a vLLM server's template writes the same prompt, thinking or not. Asks once."""
+        if self._served.is_vllm and not self._modes_checked:
+            check_modes(self._client, self._served.name, who=self._who)
+            self._modes_checked = True
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises TeacherError, naming the first token that differs, where the server reads a probe text otherwise."""
