@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import posttrain  # noqa: F401  (its torchvision guard has to come before any test imports transformers)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# On a machine that is slow, or pauses, an example that takes long is no failure.
+settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from types import ModuleType
@@ -81,9 +80,7 @@ def test_fingerprint_follows_pins_and_dependencies_but_not_tool_options(setup_en
 def test_ready_environment_is_left_alone(setup_env: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     calls = fake_pip(setup_env)
     setup_env.STAMP.write_text(setup_env.fingerprint())
-    start = time.monotonic()
     assert setup_env.main() == 0
-    assert time.monotonic() - start < 1
     assert not calls.exists()
     assert capsys.readouterr().out == ""
 

@@ -29,7 +29,7 @@ def rope(ids, grids, **options):
 
 @pytest.mark.parametrize("family", WITH_VISION)
 @given(grids=grids, gaps=gaps)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_positions_equal_get_rope_index(family, tiny_checkpoint, grids, gaps):
     model, facts = loaded(family, tiny_checkpoint)
     ids = sequence(grids, gaps, facts.image_token_id, facts.vision_start_token_id)

@@ -31,6 +31,7 @@ from posttrain.objectives import Objective, Supervised
 from posttrain.recipe import parse_recipe
 from posttrain.runs import StageFolder
 from posttrain.trainer import Trainer, TrainingSettings
+from tests.waiting import PROCESS_S
 
 logging.disable_progress_bar()
 
@@ -246,7 +247,7 @@ class CommandLine:
             **options,
         )
 
-    def run(self, *args: str, timeout: float = 240, **options: Any) -> tuple[int, str, str]:
+    def run(self, *args: str, timeout: float = PROCESS_S, **options: Any) -> tuple[int, str, str]:
         """(exit code, stdout, stderr)."""
         process = self.start(*args, **options)
         try:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from posttrain.check import check_recipe, estimate_table
 from posttrain.errors import DataError
 from posttrain.recipe import parse_recipe
+from tests.waiting import PATIENCE_S
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -58,7 +59,7 @@ def content(tiny_vl: Path, tmp_path: Path, picture: str) -> Callable[..., dict[s
         return {
             "name": "checked",
             "model": {"path": str(tiny_vl), "dtype": "float32"},
-            "rewards": {"maths": {"rewards": [{"name": "math"}]}},
+            "rewards": {"maths": {"rewards": [{"name": "math", "options": {"deadline_s": PATIENCE_S}}]}},
             "stages": stages,
         }
 

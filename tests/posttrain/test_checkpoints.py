@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from posttrain.checkpoints import latest_checkpoint, optimizer_tensors
 from posttrain.data import SceneSource, SceneSpec
 from posttrain.errors import CheckpointError
+from tests.waiting import PROCESS_S
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_it_is_whole(
     script.write_text(FULL_DISK)
     root = Path(__file__).resolve().parents[2]
     process = subprocess.run(
-        [sys.executable, str(script), str(file), "200000"], capture_output=True, text=True, cwd=root, timeout=240
+        [sys.executable, str(script), str(file), "200000"], capture_output=True, text=True, cwd=root, timeout=PROCESS_S
     )
     assert process.returncode == 7, process.stderr
     assert "step-000004 cannot be written" in process.stdout and "free space and run again" in process.stdout

@@ -34,7 +34,7 @@ def says_what_it_thinks(asked: Asked) -> str:
 
 def content(judge: JudgeServerFake, busy_reward: str) -> dict[str, Any]:
     """Three tasks, one for each way to a score; nothing is tried twice."""
-    server = {"url": judge.url, "retries": 0, "backoff_s": 0.0, "timeout_s": 20.0, "verdict_tries": 1}
+    server = {"url": judge.url, "retries": 0, "backoff_s": 0.0, "timeout_s": 120.0, "verdict_tries": 1}
     rubric = {"server": server, "axes": {"helpfulness": 1.0}}
     accuracy = {"name": "judge_accuracy", "server": server, "extract": "whole"}
     behind = {"rule": "exact_match", "judge": accuracy}

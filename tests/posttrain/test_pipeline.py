@@ -16,6 +16,7 @@ from posttrain.batches import SupervisedBatches
 from posttrain.errors import CheckpointError, ConfigError, DataError
 from posttrain.pipeline import evaluate_recipe, run_recipe
 from posttrain.rollout.batches import RolloutBatches
+from tests.waiting import PROCESS_S
 
 EVALUATION = {
     "num_examples": 3,
@@ -310,8 +311,44 @@ def test_eval_measures_the_last_finished_stage_or_the_model_that_is_named(
 # Processes that are really killed.
 
 
-def wait_for(condition: Callable[[], bool], process: Any, *, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
+HELD = """
+# posttrain, but the batches of this kind wait before this step while this file is there.
+import sys, time
+from pathlib import Path
+from posttrain.batches import SupervisedBatches
+from posttrain.cli import main
+from posttrain.rollout.batches import RolloutBatches
+
+file, kind, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+held = {"sft": SupervisedBatches, "sapo": RolloutBatches}[kind]
+whole = held.batch
+
+def batch(self, number):
+    while number == step and file.exists():
+        time.sleep(0.01)
+    return whole(self, number)
+
+held.batch = batch
+sys.argv = ["posttrain", *sys.argv[6:]]  # after -m posttrain
+main()
+"""
+
+
+@pytest.fixture
+def start_held(command_line: Any, tmp_path: Path) -> Callable[..., Any]:
+    """(stage, step, arguments) -> the process, which gets no further while the file "held" is there."""
+    script, file = tmp_path / "held.py", tmp_path / "held"
+    script.write_text(HELD)
+    file.touch()
+
+    def start(stage: str, step: int, *args: str) -> Any:
+        return command_line.start(*args, launcher=(sys.executable, str(script), str(file), stage, str(step)))
+
+    return start
+
+
+def wait_for(condition: Callable[[], bool], process: Any) -> None:
+    end = time.monotonic() + PROCESS_S
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited in vain"
@@ -333,12 +370,17 @@ def long_recipe(whole_run: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_in_each_stage_goes_on_to_the_very_same_weights(
-    whole_run: tuple[Path, dict[str, Any]], long_recipe: Path, command_line: Any, tools: Any, tmp_path: Path
+    whole_run: tuple[Path, dict[str, Any]],
+    long_recipe: Path,
+    command_line: Any,
+    start_held: Any,
+    tools: Any,
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
     resumed = ""
     for stage in ("sft", "sapo"):
-        process = command_line.start("run", str(long_recipe))
+        process = start_held(stage, 3, "run", str(long_recipe))
         checkpoints = folder / "stages" / stage / "checkpoints"
         wait_for(lambda checkpoints=checkpoints: any(checkpoints.glob("step-*/state.json")), process)
         process.kill()
@@ -352,13 +394,19 @@ def test_a_process_that_is_killed_in_each_stage_goes_on_to_the_very_same_weights
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on_and_the_same_command_goes_on(
-    whole_run: tuple[Path, dict[str, Any]], long_recipe: Path, command_line: Any, tools: Any, tmp_path: Path
+    whole_run: tuple[Path, dict[str, Any]],
+    long_recipe: Path,
+    command_line: Any,
+    start_held: Any,
+    tools: Any,
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
-    process = command_line.start("run", str(long_recipe))
-    wait_for(lambda: num_rows(folder / "stages" / "sapo") >= 1, process)
+    process = start_held("sapo", 2, "run", str(long_recipe))
+    wait_for(lambda: num_rows(folder / "stages" / "sapo") == 2, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    (tmp_path / "held").unlink()
+    _, err = process.communicate(timeout=PROCESS_S)
     assert process.returncode == 130, err
     assert "interrupted stopped after step" in err and "run the same command to go on" in err
     assert "Traceback" not in err
@@ -514,7 +562,7 @@ def test_shards_take_the_steps_of_one_process_and_are_resumed_exactly(
         root = Path(__file__).resolve().parents[2]
         paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {**os.environ, **environment, "PYTHONPATH": paths}
-        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=PROCESS_S)
 
     assert launch(1).returncode != 0
     assert (tmp_path / "two/stages/sft/checkpoints/step-000001/sharded").is_dir()

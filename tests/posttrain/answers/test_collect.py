@@ -26,6 +26,7 @@ from posttrain.answers.provenance import HOW_A_JUDGE_IS_ASKED, describe_rewards
 from posttrain.data import Mixture, SceneSource, SceneSpec, SourceSpec, from_rows, open_source
 from posttrain.errors import CheckpointError, ConfigError, DataError, EngineError, Interrupted, TeacherError
 from posttrain.records import Example
+from tests.waiting import PROCESS_S
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -317,7 +318,7 @@ def test_several_processes_make_what_one_makes_also_where_another_number_began(r
         CheckpointError, match="3 of 4 batches of answers are not in .*give all processes the same folder"
     ):
         run(folder, rank=2, world=3, **keys)
-    meeting = threading.Barrier(2, timeout=60)
+    meeting = threading.Barrier(2, timeout=PROCESS_S)
     teachers = [tools.ScriptedTeacher(), tools.ScriptedTeacher()]
     made: list[Any] = [None, None]
 

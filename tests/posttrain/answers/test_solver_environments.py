@@ -1,7 +1,7 @@
 """A scripted solver keeps the protocol of environments: deadlines, scores, limits; failures stay where they are."""
 
 import asyncio
-import time
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from posttrain.records import Example, Status
 from posttrain.rollout.engine import Sampling
 from posttrain.rollout.episode import Limits
 from posttrain.rollout.rolling_batch import TaskEnvironment
+from tests.waiting import GROWING_S, HANG_S, PATIENCE_S, comes_true
 
 Step = Callable[[Example, Reply], Observation | Done]
 
@@ -50,7 +51,7 @@ def look(*_: Any) -> Observation:
     return Observation(messages=({"role": "user", "content": [{"type": "image"}]},), images=(image,))
 
 
-def played(make: Callable[[], Any], solver: Any = None, timeout_s: float = 5.0, **limits: int) -> SolverAnswers:
+def played(make: Callable[[], Any], solver: Any = None, timeout_s: float = HANG_S, **limits: int) -> SolverAnswers:
     task = TaskEnvironment(make=make, limits=Limits(**limits), timeout_s=timeout_s)
     solver = solver or (lambda example, *_: example.reference["answer"])
     return SolverAnswers(name="oracle", identity="1", solver=solver, environments={"default": task})
@@ -101,7 +102,7 @@ def test_what_start_makes_in_its_event_loop_lives_on_in_step_and_close(tools: An
         async def step(self, reply: Reply) -> Done:  # type: ignore[override]
             answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             await self.client.asked.put(answer)
-            self.log.append(await asyncio.wait_for(answer, 2))
+            self.log.append(await asyncio.wait_for(answer, PATIENCE_S))
             return Done()
 
         async def close(self) -> None:  # type: ignore[override]
@@ -140,22 +141,28 @@ def test_a_broken_episode_says_what_broke_it_and_is_closed(tools: Any, make: Any
 
 def test_an_environment_that_hangs_is_left_behind_and_closed_when_it_comes_back(tools: Any) -> None:
     rooms: list[Room] = []
+    is_stepping, leave = threading.Event(), threading.Event()
 
     def act(example: Example, reply: Reply) -> Done:
-        time.sleep(1.0 if example.reference["answer"] == "1" else 0.0)
+        if example.reference["answer"] == "1":
+            is_stepping.set()
+            leave.wait(HANG_S)
         return Done()
 
     def make() -> Room:
         rooms.append(Room(act))
         return rooms[-1]
 
-    began = time.monotonic()
-    hung, other = answers(played(make, timeout_s=0.2), tools.sums(2))
-    assert time.monotonic() - began < 0.9, "nobody waits for it"
-    assert hung.episode is not None and hung.episode.error == "the environment gave no answer within 0.2 s"
-    assert other.finished and rooms[0].log == []
-    while "closed" not in rooms[0].log and time.monotonic() - began < 10:
-        time.sleep(0.02)
+    for seconds in GROWING_S:
+        rooms.clear()
+        is_stepping.clear()
+        hung, other = answers(played(make, timeout_s=seconds), tools.sums(2))
+        assert hung.episode is not None and hung.episode.error == f"the environment gave no answer within {seconds:g} s"
+        if is_stepping.is_set() and other.finished:
+            break
+    assert other.finished and rooms[0].log == [], "nobody waits for it"
+    leave.set()
+    assert comes_true(lambda: "closed" in rooms[0].log)
     assert rooms[0].log == ["stepped", "closed"], "never while it is still at work"
 
 
@@ -164,7 +171,7 @@ def test_an_episode_is_cut_short_where_its_images_or_its_turns_are_used_up(tools
     (told,) = answers(played(lambda: Room(look), max_images=9, max_turns=2), tools.sums(1))
     for answer, num_turns, num_images, reason in (
         (seen, 3, 2, "asked for more than 2 images"),
-        (told, 2, 1, "still called tools in turn 2, which is the last allowed"),
+        (told, 2, 1, "had not ended after turn 2, which is the last allowed"),
     ):
         episode = answer.episode
         assert episode is not None and episode.status is Status.TRUNCATED and episode.error == reason
@@ -206,5 +213,5 @@ def test_where_nothing_is_kept_the_first_failure_is_named(run: Any, tools: Any, 
     with pytest.raises(DataError) as caught:
         run(tmp_path, played(lambda: Room(act)))
     assert "9 broke down (the first: the environment failed: RuntimeError: no simulator)" in str(caught.value)
-    assert "1 were cut short by a limit of their episode (the first still called tools in turn 6" in str(caught.value)
+    assert "1 were cut short by a limit of their episode (the first had not ended after turn 6" in str(caught.value)
     assert "max_new_tokens" not in str(caught.value) and "put the environment right" in str(caught.value)

@@ -11,6 +11,7 @@ from posttrain.rewards import Completion, make_reward, make_table
 from posttrain.config import DataSection
 from posttrain.data import PromptKind, PromptSource, PromptSpec
 from posttrain.errors import DataError
+from tests.waiting import PATIENCE_S
 
 KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +47,8 @@ def test_prompts_are_many_and_text_alone(kind: PromptKind) -> None:
 
 
 def test_the_rewards_that_they_are_for_can_read_every_reference() -> None:
-    table = make_table({kind: "json_schema" if kind == "json" else "instructions" for kind in KINDS})
+    schema = {"name": "json_schema", "deadline_s": PATIENCE_S}
+    table = make_table({kind: schema if kind == "json" else "instructions" for kind in KINDS})
     for kind in KINDS:
         source = PromptSource(PromptSpec(kind=kind, size=200))
         for example in (source[i] for i in range(200)):
@@ -88,7 +90,7 @@ def test_the_penalty_that_a_prompt_elicits_sees_what_it_elicits(kind: PromptKind
 
 
 def test_json_answers_follow_their_schema_and_others_do_not() -> None:
-    reward = make_reward("json_schema")
+    reward = make_reward("json_schema", deadline_s=PATIENCE_S)
     source = PromptSource(PromptSpec(kind="json", size=30))
     for reference in (source[i].reference for i in range(30)):
         answer = reference["answer"]

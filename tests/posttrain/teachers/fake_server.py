@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 from posttrain.model import ModelFacts
 
+from tests.waiting import HANG_S, PATIENCE_S
+
 Reply = dict[str, Any]
 Fault = Callable[["Handler", Reply], None]
 """Answers a request in its own way, given what would have been right."""
@@ -34,6 +36,7 @@ class FakeServer:
     """Serves one model, on the same port after every `start`.
 
     faults: the next requests but those for the list of models are answered by these, one each, the later ones rightly.
+    let_go: ends what `hanging` and `dripping` do, as `stop` does.
     asked: (path, body) of every such request. say: the choices of chat answers. tokenizer: for /tokenize.
     """
 
@@ -55,7 +58,11 @@ class FakeServer:
         self.most_under_way = 0
         self._under_way = 0
         self._lock = threading.Lock()
-        self._port = 0
+        self._place = socket.socket()  # keeps the port from others while nobody listens there
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self._port: int = self._place.getsockname()[1]
+        self.let_go = threading.Event()
         self.start()
 
     @property
@@ -63,9 +70,9 @@ class FakeServer:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
+        self.let_go.clear()
         handler = type("BoundHandler", (Handler,), {"fake": self})
         self._http = _Listener(("127.0.0.1", self._port), handler)
-        self._port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
@@ -73,6 +80,7 @@ class FakeServer:
         self._http.shutdown()
         self._http.server_close()
         self._http.drop_all()
+        self.let_go.set()  # only now: what hung until then answers nobody
 
     def restart(self, *, after_s: float) -> None:
         """In the background, so that a request that is being answered can ask for it."""
@@ -95,6 +103,7 @@ class FakeServer:
             return self.faults.pop(0) if self.faults else None
 
     def leave(self) -> None:
+        """Before an answer is sent: who has it may ask again at once."""
         with self._lock:
             self._under_way -= 1
 
@@ -154,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
 
     fake: FakeServer
     protocol_version = "HTTP/1.1"
+    _is_under_way = False
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -166,6 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         path = urlsplit(self.path).path
         fault = self.fake.enter(path, body)
+        self._is_under_way = True
         try:
             if not self._admitted():
                 return
@@ -175,9 +186,15 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 fault(self, right)
         finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._is_under_way:
+            self._is_under_way = False
             self.fake.leave()
 
     def send(self, status: int, body: Reply | bytes, *, length: int | None = None) -> None:
+        self._leave()
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         with suppress(ConnectionError):  # the client may have given up
             self.send_response(status)
@@ -214,14 +231,31 @@ def slow(seconds: float) -> Fault:
     return answer
 
 
+def hanging(handler: Handler, right: Reply) -> None:
+    """Silent until it is let go, then right."""
+    handler.fake.let_go.wait(HANG_S)
+    handler.send(200, right)
+
+
 def dripping(handler: Handler, right: Reply) -> None:
-    """A byte every now and then, never silent for long, and never done."""
+    """A byte every now and then, never silent for long, and not done before it is let go."""
     with suppress(OSError):
-        handler.send(200, b"", length=1000)
-        for _ in range(100):
+        handler.send(200, b"", length=1_000_000)
+        ends = time.monotonic() + HANG_S
+        while time.monotonic() < ends and not handler.fake.let_go.wait(0.05):
             handler.wfile.write(b" ")
             handler.wfile.flush()
-            time.sleep(0.05)
+
+
+def meeting(num: int) -> Fault:
+    """Right once so many requests are under way."""
+    barrier = threading.Barrier(num, timeout=PATIENCE_S)
+
+    def answer(handler: Handler, right: Reply) -> None:
+        barrier.wait()
+        handler.send(200, right)
+
+    return answer
 
 
 def cut(handler: Handler, right: Reply) -> None:
