@@ -43,18 +43,21 @@ def main() -> None:
                 "folder": {"weights_dir": shared},
                 "broadcast": {"broadcast": "gloo"},
             }
-            engines = {way: VllmServerEngine([url], subject.facts, **given) for way, given in ways.items()}
-            version = 0
+            engine: VllmServerEngine | None = None
 
-            def update(way: str) -> None:
-                nonlocal version
-                version += 1
-                engines[way].update_weights(policy, version)
+            def connect(way: str) -> None:
+                """A server belongs to one run at a time, and each way is a run of its own."""
+                nonlocal engine
+                if engine is not None:
+                    engine.close()
+                engine = VllmServerEngine([url], subject.facts, **ways[way])
 
-            times = interleave(
-                {way: lambda way=way: update(way) for way in ways}, options.repeats, before=lambda way: forget(engines)
-            )
-            for engine in engines.values():
+            def update() -> None:
+                assert engine is not None
+                engine.update_weights(policy, 1)
+
+            times = interleave(dict.fromkeys(ways, update), options.repeats, before=connect)
+            if engine is not None:
                 engine.close()
     size = sum(weight.nbytes for weight in subject.model.parameters())
     cells = [
@@ -73,13 +76,6 @@ def main() -> None:
         "time_ratio_upload": round(sorted(u / b for u, b in zip(upload, broadcast, strict=True))[len(upload) // 2], 2),
     }
     finish("server_weights", figures, cells, quick=options.quick)
-
-
-def forget(engines: dict[str, VllmServerEngine]) -> None:
-    """Each engine is a run of its own, and a server belongs to one run: as if it had not had weights of this one."""
-    for engine in engines.values():
-        for member in engine._fleet.members:
-            member._given = None
 
 
 @contextmanager

@@ -127,6 +127,7 @@ class Broadcast:
 def received(meeting: Meeting, rank: int, device: torch.device) -> Generator[tuple[str, torch.Tensor]]:
     """A worker's side: the weights as they come, in memory of their own. To be closed by whoever stops before the end.
 
+    device: the worker's, for NCCL; gloo brings them to the host, as files would be.
     Raises BroadcastFailed where the trainer is lost or gives up.
     """
     try:
@@ -146,7 +147,7 @@ def received(meeting: Meeting, rank: int, device: torch.device) -> Generator[tup
                 if "end" in told:
                     return
                 places, size = _places(told["tensors"])
-                bucket = torch.empty(size, dtype=torch.uint8, device=device)
+                bucket = torch.empty(size, dtype=torch.uint8, device=device if meeting.backend == "nccl" else "cpu")
                 _broadcast(group, bucket)
             except RuntimeError as error:
                 raise BroadcastFailed(_first_line(error)) from error
