@@ -85,7 +85,7 @@ class VllmServerEngine:
         self._run = _same_for_all_ranks(secrets.token_hex(6))
         self._weights_dir = weights_dir
         self._own: Path | None = None
-        self._load_s = load_s
+        self._load_s, self._without_servers_s = load_s, without_servers_s
         clients = [ServerClient(url, api_key_env=api_key_env) for url in servers]
         members = [Member(client, facts, load_s=load_s) for client in clients]
         patience = Patience(
@@ -190,7 +190,7 @@ class VllmServerEngine:
 
     def _give_files(self, weights: Iterator[tuple[str, torch.Tensor]], present: Published) -> None:
         write_weights(weights, present.folder)
-        self._wait_for(self._fleet.hold(present), 3 * self._load_s)
+        self._wait_for(self._fleet.hold(present), 3 * self._load_s + self._without_servers_s)
 
     def _write_if_wanted(self) -> None:
         """Files after a broadcast, for a server that was not there. By the thread that trains, between two polls: at

@@ -19,6 +19,8 @@ _SLACK = 4
 """Requests that a server which knows a prompt may have above the least loaded one, besides a half."""
 _AGAIN_S = (0.5, 5.0)
 """First and longest pause before a server that is down is asked again."""
+_LOOK_AGAIN_S = 0.2
+"""While no server is there: between two looks at whether that has been for too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,7 @@ class Fleet:
     async def hold(self, present: Published | None) -> None:
         """Gives the weights to all servers. Those that are not there get them when they are back, before all else.
 
-        Raises EngineError when no server has them, or where one cannot hold them.
+        Raises EngineError when no server has them for too long, or where one cannot hold them.
         """
         self.present = present
         results = await asyncio.gather(*(self._gets(member) for member in self.members), return_exceptions=True)
@@ -110,8 +112,9 @@ class Fleet:
                 self._lost(member, str(result))
             elif isinstance(result, BaseException):
                 raise result
-        if all(member.down_since is not None for member in self.members):
-            self._give_up()
+        while all(member.down_since is not None for member in self.members):
+            self._check_patience()
+            await self._change(within_s=_LOOK_AGAIN_S)
 
     async def there(self) -> list[Member]:
         """The servers that answer now, and what they are; those that do not are looked for."""
@@ -194,9 +197,7 @@ class Fleet:
         while True:
             there = [member for member in self.members if member.down_since is None]
             if not there:
-                since = max(member.down_since or 0.0 for member in self.members)
-                if time.monotonic() - since > self._patience.without_servers_s:
-                    self._give_up()
+                self._check_patience()
             least = min(there, key=lambda member: member.num_running, default=None)
             if least is not None and least.num_running < self._concurrency:
                 home = homes.of(token_ids)
@@ -205,12 +206,22 @@ class Fleet:
                     return least
                 room = min(least.num_running * 1.5 + _SLACK, self._concurrency)
                 return home if home in there and home.num_running < room else least
-            async with self._changed:
-                try:
-                    async with asyncio.timeout(0.2 if not there else 5.0):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+            await self._change(within_s=5.0 if there else _LOOK_AGAIN_S)
+
+    async def _change(self, *, within_s: float) -> None:
+        """Waits until a server is back or has room."""
+        async with self._changed:
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _check_patience(self) -> None:
+        """No server is there: for too long?"""
+        since = max(member.down_since or 0.0 for member in self.members)
+        if time.monotonic() - since > self._patience.without_servers_s:
+            self._give_up()
 
     def _lost(self, member: Member, why: str) -> None:
         if member.down_since is None:

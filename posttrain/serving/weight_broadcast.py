@@ -9,7 +9,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -140,7 +140,7 @@ def received(meeting: Meeting, rank: int, device: torch.device) -> Generator[tup
     except RuntimeError as error:
         raise BroadcastFailed(_first_line(error)) from error
     number = 0
-    with closing(_Leaving(group)):
+    try:
         while True:
             try:
                 told = _told(store, f"{_BUCKET}/{number}")
@@ -154,6 +154,8 @@ def received(meeting: Meeting, rank: int, device: torch.device) -> Generator[tup
             for (name, dtype, shape), (start, end) in zip(told["tensors"], places, strict=True):
                 yield name, bucket[start:end].view(getattr(torch, dtype)).view(shape)
             number += 1
+    finally:
+        group.abort()  # at once: the others must not wait for a worker that has failed
 
 
 def _told(store: Store, key: str) -> dict[str, Any]:
@@ -162,16 +164,6 @@ def _told(store: Store, key: str) -> dict[str, Any]:
     if "failed" in told:
         raise BroadcastFailed(f"the trainer gave up: {told['failed']}")
     return told
-
-
-class _Leaving:
-    """Closes its connections at once: the others must not wait for a worker that has failed."""
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def close(self) -> None:
-        self._group.abort()
 
 
 def own_address(towards: str) -> str:

@@ -10,6 +10,7 @@ from posttrain.model import Family
 from posttrain.model.loading import named_weights
 
 from posttrain.errors import ConfigError, EngineError
+from posttrain.recipe import parse_recipe
 from posttrain.rollout.engine import Request, Sampling
 from posttrain.rollout.server_engine import VllmServerEngine
 from posttrain.serving import weight_broadcast
@@ -125,3 +126,17 @@ def test_another_runs_weights_are_an_error_and_no_reason_for_files(servers, conn
 def test_nccl_without_a_gpu_is_refused(servers, tiny) -> None:
     with pytest.raises(ConfigError, match="the trainer has none; use 'gloo'"):
         VllmServerEngine([servers[0].url], tiny.facts, broadcast="nccl")
+
+
+@pytest.mark.parametrize(
+    ("engine", "sentence"),
+    [
+        ({"broadcast": "gloo"}, "it needs kind 'server'"),
+        ({"kind": "server", "servers": ["http://127.0.0.1:1"], "broadcast_host": "10.0.0.1"}, "needs 'broadcast'"),
+        ({"kind": "server", "servers": ["http://127.0.0.1:1"], "broadcast": "smoke"}, "'gloo' or 'nccl'"),
+    ],
+)
+def test_recipes_that_ask_for_no_possible_broadcast_are_refused(engine: dict[str, Any], sentence: str) -> None:
+    stage = {"algorithm": "sapo", "data": [{"scenes": {"task": "ground", "size": 8}}]}
+    with pytest.raises(ConfigError, match=sentence):
+        parse_recipe({"name": "r", "model": {"path": "m"}, "engine": engine, "stages": {"sapo": stage}})

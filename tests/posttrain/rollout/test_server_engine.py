@@ -1,6 +1,7 @@
 """Samples from servers that answer, fail, hang, die, come back and forget: in time, right, or not at all."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -271,6 +272,17 @@ def test_a_server_that_cannot_take_the_weights_is_left_for_one_that_can(servers,
     servers[1].stop()
     with pytest.raises(EngineError, match="size mismatch"):
         engine.generate([prompt(5)], T1)
+
+
+@pytest.mark.parametrize("broadcast", [None, "gloo"])
+def test_an_update_waits_for_a_server_that_is_restarted(server, connect, tiny, broadcast) -> None:
+    engine = connect(server, broadcast=broadcast)
+    engine.update_weights(tiny.policy, 1)
+    server.stop()
+    server.forget()
+    threading.Timer(1.0, server.start).start()
+    engine.update_weights(tiny.policy, 2)
+    assert engine.generate([prompt(5)], T1)[0][0].weights_version == 2
 
 
 def test_weights_that_no_server_takes_are_an_error(server, connect, tiny) -> None:
